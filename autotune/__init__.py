@@ -1,0 +1,1 @@
+"""autotune: search the memory/accuracy trade-off of training neural networks."""

@@ -1,0 +1,275 @@
+"""How a trial ended, and what was measured: plain data that crosses processes as JSON.
+
+Every end is an outcome with data, also those that other tools raise for: out of memory, a signal,
+a hang, a diverged loss. Two numbers summarise memory:
+
+- `peak_bytes`, what the search minimises and the front shows: repeatable, so that a resumed run
+  ends with the same front. Reserved bytes of the caching allocator on CUDA, tensor bytes on a CPU.
+- `footprint_bytes`, what the budget is held against: the strictest peak that the device reports.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+
+class Phase(enum.StrEnum):
+    """Parts of a trial whose peaks are told apart."""
+
+    LOAD = "load"
+    FIRST = "first"
+    STEADY = "steady"
+    EVALUATE = "evaluate"
+
+
+class PeakKind(enum.StrEnum):
+    """Who counted a peak.
+
+    `ALLOCATED` is live tensor bytes, `RESERVED` the caching allocator's segments, `DEVICE` the
+    process on the device by NVML, `RESIDENT` growth of the resident set over the trial's start.
+    """
+
+    ALLOCATED = "allocated"
+    RESERVED = "reserved"
+    DEVICE = "device"
+    RESIDENT = "resident"
+
+
+ANATOMY_PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "inputs",
+    "other",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """One peak: in which phase, on which rank, counted by whom, in bytes."""
+
+    phase: Phase
+    kind: PeakKind
+    bytes: int
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one trial measured.
+
+    Attributes:
+        peaks: Every peak, by phase, rank and kind.
+        anatomy: Bytes at the moment of the peak in a steady step, by part (`ANATOMY_PARTS`).
+        step_seconds: Median seconds of a steady optimizer step; 0 if none was reached.
+        throughput: Tokens per second in steady steps; 0 if none was reached.
+        steps: Optimizer steps done.
+        parameters: Number of parameters after adaptation.
+        trained_parameters: Those of them that were trained.
+    """
+
+    peaks: tuple[Peak, ...] = ()
+    anatomy: Mapping[str, int] = field(default_factory=dict)
+    step_seconds: float = 0.0
+    throughput: float = 0.0
+    steps: int = 0
+    parameters: int = 0
+    trained_parameters: int = 0
+
+    def peak(self, kind: PeakKind, phase: Phase | None = None) -> int:
+        """Return the greatest peak of a kind over ranks, and over phases unless one is named."""
+        fitting = (p.bytes for p in self.peaks if p.kind == kind and phase in (None, p.phase))
+        return max(fitting, default=0)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the search minimises: reserved bytes on CUDA, tensor bytes on a CPU."""
+        return self.peak(PeakKind.RESERVED) or self.peak(PeakKind.ALLOCATED)
+
+    @property
+    def footprint_bytes(self) -> int:
+        """What the budget is held against: the strictest of all peaks."""
+        return max((peak.bytes for peak in self.peaks), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A metric's value with its standard error over the evaluation set.
+
+    Attributes:
+        value: As defined by the metric.
+        stderr: Standard error, in the metric's unit; None if it cannot be told.
+        n: Number of examples or tokens it is over.
+    """
+
+    value: float
+    stderr: float | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """What all outcomes carry."""
+
+    tag: ClassVar[str] = ""
+
+    seconds: float = 0.0
+    measurement: Measurement = field(default_factory=Measurement)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as a JSON object whose `outcome` is its tag."""
+        return {"outcome": self.tag, **asdict(self)}
+
+    @property
+    def summary(self) -> str:
+        """Say in a few words how it ended."""
+        return self.tag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed(_Ended):
+    """Trained and evaluated to the end."""
+
+    tag: ClassVar[str] = "completed"
+
+    scores: Mapping[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfMemory(_Ended):
+    """More memory was needed than allowed.
+
+    Attributes:
+        phase: Where.
+        step: Optimizer step, from 0.
+        needed_bytes: Live bytes plus the request that failed: a lower bound of the need.
+        message: What the allocator said.
+    """
+
+    tag: ClassVar[str] = "out-of-memory"
+
+    phase: Phase = Phase.LOAD
+    step: int = 0
+    needed_bytes: int = 0
+    message: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Say where, and how much was needed."""
+        return f"out of memory in {self.phase}, step {self.step}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped(_Ended):
+    """Ended on purpose before it was done."""
+
+    tag: ClassVar[str] = "stopped"
+
+    step: int = 0
+    reason: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Say why."""
+        return f"stopped at step {self.step}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diverged(_Ended):
+    """The loss became infinite or not a number."""
+
+    tag: ClassVar[str] = "diverged"
+
+    step: int = 0
+    loss: str = "nan"
+
+    @property
+    def summary(self) -> str:
+        """Say where."""
+        return f"diverged at step {self.step}, loss {self.loss}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crashed(_Ended):
+    """Ended by a signal, an exception or an exit of its own.
+
+    Attributes:
+        signal: Name of the signal, `"SIGSEGV"`, or None.
+        exit_code: Exit code of the process, None if a signal ended it.
+        error: The exception, as `Type: message`.
+        traceback: The whole traceback.
+    """
+
+    tag: ClassVar[str] = "crashed"
+
+    signal: str | None = None
+    exit_code: int | None = None
+    error: str = ""
+    traceback: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Say by what."""
+        return f"crashed: {self.signal or self.error or f'exit code {self.exit_code}'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedOut(_Ended):
+    """Ran into its wall-clock limit.
+
+    Attributes:
+        limit_seconds: The limit.
+        phase: Where it was last heard of.
+    """
+
+    tag: ClassVar[str] = "timed-out"
+
+    limit_seconds: float = 0.0
+    phase: str = ""
+
+    @property
+    def summary(self) -> str:
+        """Say after how long."""
+        return f"timed out after {self.limit_seconds:.0f} s in {self.phase or 'start'}"
+
+
+Outcome = Completed | OutOfMemory | Stopped | Diverged | Crashed | TimedOut
+
+OUTCOMES: dict[str, type[Outcome]] = {
+    kind.tag: kind for kind in (Completed, OutOfMemory, Stopped, Diverged, Crashed, TimedOut)
+}
+
+
+def measurement_from_json(data: Mapping[str, Any]) -> Measurement:
+    """Rebuild a measurement from the JSON object of `dataclasses.asdict`."""
+    peaks = tuple(
+        Peak(
+            phase=Phase(peak["phase"]),
+            kind=PeakKind(peak["kind"]),
+            bytes=int(peak["bytes"]),
+            rank=int(peak["rank"]),
+        )
+        for peak in data.get("peaks", ())
+    )
+    return Measurement(**{**data, "peaks": peaks})
+
+
+def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
+    """Rebuild an outcome from the JSON object of its `to_json`.
+
+    Raises:
+        KeyError: If `outcome` is not one of `OUTCOMES`.
+    """
+    kind = OUTCOMES[data["outcome"]]
+    fields: dict[str, Any] = {name: value for name, value in data.items() if name != "outcome"}
+    fields["measurement"] = measurement_from_json(fields.get("measurement", {}))
+    if "phase" in fields and kind is OutOfMemory:
+        fields["phase"] = Phase(fields["phase"])
+    if "scores" in fields:
+        fields["scores"] = {name: Score(**score) for name, score in fields["scores"].items()}
+    return kind(**fields)

@@ -1,0 +1,170 @@
+"""The parts of the loop: propose and start a trial, conclude one, keep the front.
+
+The driver that holds a `Search` is the only writer of the study database and the only one that asks
+and tells. `autotune/tune.py` has the loop itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autotune.core.config import Config
+from autotune.core.context import Device
+from autotune.core.observer import Observer
+from autotune.core.outcome import Completed, outcome_from_json
+from autotune.core.pareto import front
+from autotune.core.record import Origin, TrialRecord
+from autotune.plan import Plan
+from autotune.runners.base import Runner
+from autotune.search.sampler import Proposer
+from autotune.search.study import StudyMirror
+from autotune.storage.store import Store
+from autotune.trial.spec import Event, TrialSpec
+
+OPENING = (Origin.BASELINE, Origin.SMALLEST)
+"""Tried before anything is searched: what is compared with, and whether anything fits."""
+
+PATIENCE = 10.0
+"""A trial may take this many times as long as the slowest completed one."""
+
+LEAST_TRIAL_SECONDS = 60.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Search:
+    """A search under way: who takes part, and what is known so far.
+
+    Attributes:
+        plan: What the run depends on.
+        store: The study database.
+        mirror: The Optuna study in the same database, for the tools that read those.
+        proposer: Says what to try next.
+        runner: Runs it.
+        folder: The run's folder.
+        observers: Told what happens.
+        records: Every trial of the run, by number.
+        running: The device of each trial that runs.
+    """
+
+    plan: Plan
+    store: Store
+    mirror: StudyMirror
+    proposer: Proposer
+    runner: Runner
+    folder: Path
+    observers: Sequence[Observer] = ()
+    records: dict[int, TrialRecord] = field(default_factory=dict)
+    running: dict[int, Device] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.plan.spec.name
+
+    @property
+    def ended(self) -> list[TrialRecord]:
+        """Trials that have an outcome, in order."""
+        return [self.records[n] for n in sorted(self.records) if self.records[n].outcome]
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        """Trials that no other feasible trial beats in both accuracy and memory."""
+        return front(self.ended, self.plan.spec.facts.metric)
+
+    def remember(self, records: Sequence[TrialRecord]) -> None:
+        """Take over the trials of an earlier part of the run, and let the proposer learn them."""
+        for record in records:
+            if record.outcome is not None:
+                self.records[record.number] = record
+                self.proposer.tell(record)
+                self.mirror.tell(record, self.plan.spec.facts.metric)
+
+    def submit_next(self) -> bool:
+        """Propose and start the next trial; False if there is none left."""
+        spec = self.plan.spec
+        number = next((n for n in range(spec.trials) if n not in self.records), None)
+        if number is None:
+            return False
+        config, origin = self._propose(number)
+        if config is None:
+            return False
+        record = TrialRecord(
+            number=number,
+            config=config,
+            origin=origin,
+            started=self.runner.now(),
+            limit_bytes=self.plan.budget.limit_bytes,
+        )
+        taken = list(self.running.values())
+        device = min(self.plan.devices, key=lambda d: sum(t == d for t in taken))
+        self.records[number] = record
+        self.running[number] = device
+        self.store.add_trial(self.name, record, self.plan.space.knobs)
+        self.tell_observers(lambda o: o.trial_started(record))
+        self.runner.submit(self.trial_spec(record, device))
+        return True
+
+    def hear(self, event: Event) -> None:
+        """Take an event of a running trial; an outcome concludes it."""
+        if event.kind == "outcome":
+            self._conclude(event)
+        else:
+            record = self.records[event.trial]
+            self.tell_observers(lambda o: o.event(record, event))
+
+    def interrupt(self) -> None:
+        """End what runs; these trials are repeated when the run is resumed."""
+        for number in list(self.running):
+            self.runner.cancel(number, "interrupted")
+            self.store.interrupt_trial(self.name, number)
+        self.running.clear()
+
+    def trial_spec(self, record: TrialRecord, device: Device) -> TrialSpec:
+        """Return what the runner needs to run a trial."""
+        spec = self.plan.spec
+        done = [r.outcome.seconds for r in self.ended if isinstance(r.outcome, Completed)]
+        patience = max(LEAST_TRIAL_SECONDS, PATIENCE * max(done)) if done else spec.trial_limit
+        return TrialSpec(
+            number=record.number,
+            config=record.config.to_json(),
+            facts=spec.facts,
+            device=device,
+            threads=spec.threads,
+            limit_bytes=record.limit_bytes,
+            limit_seconds=min(spec.trial_limit, patience),
+            cache=str(self.folder / "cache"),
+            log=str(self.folder / "trials" / str(record.number) / "log.txt"),
+        )
+
+    def tell_observers(self, call: Callable[[Observer], None]) -> None:
+        """Let every observer know."""
+        for observer in self.observers:
+            call(observer)
+
+    def _propose(self, number: int) -> tuple[Config | None, Origin]:
+        """Return a configuration: the opening first, then what the proposer asks for."""
+        space, context = self.plan.space, self.plan.context
+        if number < len(OPENING):
+            opening = (space.baseline(), space.smallest(context))[number]
+            known = {record.config for record in self.records.values()}
+            if opening not in known and not space.reasons(opening, context):
+                return opening, OPENING[number]
+        return self.proposer.ask(number), Origin.SAMPLER
+
+    def _conclude(self, event: Event) -> None:
+        """Record how a trial ended, tell the proposer, and keep the front."""
+        metric = self.plan.spec.facts.metric
+        before = [record.number for record in self.front]
+        record = replace(self.records[event.trial], outcome=outcome_from_json(event.data))
+        self.records[event.trial] = record
+        del self.running[event.trial]
+        self.store.finish_trial(self.name, record, metric)
+        self.proposer.tell(record)
+        self.mirror.tell(record, metric)
+        members = self.front
+        numbers = [member.number for member in members]
+        if numbers != before:
+            self.store.set_front(self.name, numbers)
+        self.tell_observers(lambda o: o.trial_ended(record, record.number in numbers, members))

@@ -1,0 +1,43 @@
+"""Frozen weights in few bits: every linear layer of the blocks, packed (`knobs/packed.py`).
+
+Packed weights need no gradients and no optimizer states, and do not train: adapters on them do, so
+the rule `frozen-weights-train-adapters` asks for `lora.rank` above 0. The output layer and the
+embeddings stay as loaded. Deploying makes the weights dense again, so that plain transformers loads
+them; their values stay rounded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autotune.core.domains import Choice
+from autotune.core.knob import Knob, Numerics
+from autotune.knobs.stages import ADAPT, DEPLOY
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _pack(model: nn.Module, value: int) -> nn.Module:
+    from autotune.knobs.packed import pack_blocks
+
+    return pack_blocks(model, value)
+
+
+def _unpack(model: nn.Module, value: int) -> nn.Module:
+    from autotune.knobs.packed import unpack_model
+
+    return unpack_model(model)
+
+
+WEIGHT_BITS = Knob(
+    name="weight_bits",
+    help="Bits per frozen weight of the blocks; 8 or 4 freeze them, so lora.rank must be above 0.",
+    domain=Choice((16, 8, 4)),
+    neutral=16,
+    leanest=4,
+    label="{}-bit weights",
+    numerics=Numerics.LOSSY,
+    transforms=(ADAPT.do(_pack), DEPLOY.do(_unpack)),
+    references=("Dettmers et al. 2023, arXiv:2305.14314",),
+)

@@ -1,0 +1,264 @@
+"""From what the user typed to everything that a run depends on.
+
+`Settings` is what was typed, `make_plan` resolves it: the device, the budget, the space with its
+overrides, the workload with the objective's defaults filled in. `Plan.sources` remembers where each
+value came from, for `run --dry-run`. Nothing is trained, and nothing is written but prepared data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autotune.core.budget import Budget
+from autotune.core.context import Context, Device
+from autotune.core.errors import BadValue, BlockedConfiguration
+from autotune.core.space import Space, load_space, parse_space
+from autotune.core.units import format_gb, format_gib
+from autotune.core.workload import RunSpec, Workload, WorkloadFacts
+from autotune.knobs import BUILTIN
+from autotune.runners.base import Runner
+from autotune.runners.devices import (
+    detect_devices,
+    installed_libraries,
+    library_versions,
+    pick_device,
+)
+from autotune.runners.local import LocalRunner
+from autotune.search.samplers import sampler_kind
+
+DEFAULT_OBJECTIVE = "text_classification"
+DEFAULT_TRIALS = 24
+DEFAULT_TRIAL_SECONDS = 3600.0
+_TRAINING = ("steps", "global_batch", "sequence_length", "eval_examples")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a user may choose; see `autotune.tune.tune` for what each means."""
+
+    budget: str | Budget
+    objective: str = DEFAULT_OBJECTIVE
+    model: str | None = None
+    data: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    trust_remote_code: bool = False
+    space: str = "default"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    trials: int = DEFAULT_TRIALS
+    time: float | None = None
+    steps: int = 0
+    seed: int = 0
+    sampler: str = "tpe"
+    jobs: int | None = None
+    device: str | None = None
+    trial_seconds: float = DEFAULT_TRIAL_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A resolved run, ready to start.
+
+    Attributes:
+        spec: Everything that the run depends on.
+        space: The narrowed space.
+        context: Device, model and libraries that configurations are judged against.
+        budget: The budget.
+        devices: One for each slot.
+        sources: Where each setting came from: `"given"`, `"space"`, `"objective"`, `"default"`,
+            `"device"`.
+    """
+
+    spec: RunSpec
+    space: Space
+    context: Context
+    budget: Budget
+    devices: tuple[Device, ...]
+    sources: Mapping[str, str]
+
+
+def local_runner(settings: Settings) -> LocalRunner:
+    """Return a runner on this machine with as many slots as devices or memory and cores allow.
+
+    Raises:
+        BadValue: If the budget is malformed or larger than the device, or `jobs` is below 1.
+        UnknownName: If there is no such device.
+    """
+    device = pick_device(settings.device)
+    # peft imports bitsandbytes, which may ask the driver for devices: no matter on a CPU
+    preload = ("peft",) if device.kind == "cpu" and "peft" in installed_libraries() else ()
+    return LocalRunner(len(_devices(settings, resolve_budget(settings.budget, device))), preload)
+
+
+def make_plan(settings: Settings, runner: Runner, *, name: str, cache: Path) -> Plan:
+    """Resolve settings into a plan.
+
+    Args:
+        settings: What the user chose.
+        runner: Asks the objective to look at model and data.
+        name: Of the run.
+        cache: Where prepared data goes.
+
+    Returns:
+        The plan.
+
+    Raises:
+        AutotuneError: Whatever is wrong with the settings, the space, the model or the data.
+    """
+    device = pick_device(settings.device)
+    budget = resolve_budget(settings.budget, device)
+    _check_counts(settings)
+    sampler_kind(settings.sampler)
+    space = load_space(settings.space, BUILTIN).narrowed(settings.overrides)
+    facts = runner.describe(_workload(settings, space), cache)
+    devices = _devices(settings, budget)[: runner.slots]
+    spec = RunSpec(
+        name=name,
+        facts=facts,
+        space=space.name,
+        space_source=space.source,
+        overrides=dict(settings.overrides),
+        budget_bytes=budget.total_bytes,
+        headroom=budget.headroom,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        trials=settings.trials,
+        time_limit=settings.time,
+        trial_limit=settings.trial_seconds,
+        jobs=len(devices),
+        threads=max(1, device.cores // len(devices)),
+        device=device.to_json(),
+        versions=library_versions(),
+    )
+    context = context_of(facts, device)
+    _check_space(space, context)
+    return Plan(
+        spec=spec,
+        space=space,
+        context=context,
+        budget=budget,
+        devices=devices,
+        sources=_sources(settings, space),
+    )
+
+
+def plan_again(spec: RunSpec) -> Plan:
+    """Rebuild the plan of a run from what its database holds, to continue it.
+
+    Raises:
+        UnknownName: If its device is not there any more.
+    """
+    device = pick_device(str(spec.device["kind"]))
+    space = parse_space(spec.space_source, spec.space, BUILTIN).narrowed(spec.overrides)
+    return Plan(
+        spec=spec,
+        space=replace(space, name=spec.space),
+        context=context_of(spec.facts, device),
+        budget=Budget(total_bytes=spec.budget_bytes, headroom=spec.headroom),
+        devices=_slots(device, spec.jobs),
+        sources={},
+    )
+
+
+def context_of(facts: WorkloadFacts, device: Device) -> Context:
+    """Return what configurations of a workload are judged against on a device."""
+    return Context(
+        device=device,
+        model=facts.model,
+        global_batch=facts.workload.global_batch,
+        libraries=installed_libraries(),
+    )
+
+
+def resolve_budget(budget: str | Budget, device: Device) -> Budget:
+    """Read a budget and hold it against the device; `"auto"` is what the device has free.
+
+    Raises:
+        BadValue: If it is malformed, or larger than the device.
+    """
+    if budget == "auto":
+        return Budget(total_bytes=device.free_bytes)
+    result = Budget.parse(budget) if isinstance(budget, str) else budget
+    if result.total_bytes > device.total_bytes:
+        raise BadValue(
+            f"a budget of {format_gb(result.total_bytes)} ({format_gib(result.total_bytes)}) is "
+            f"more than {device.label} has: {format_gib(device.total_bytes)}",
+            help="use what the device has: --budget auto",
+        )
+    return result
+
+
+def _workload(settings: Settings, space: Space) -> Workload:
+    training = {name: int(space.training.get(name, 0)) for name in _TRAINING}
+    if settings.steps:
+        training["steps"] = settings.steps
+    return Workload(
+        objective=settings.objective.replace("-", "_"),
+        model=settings.model,
+        data=settings.data,
+        text_column=settings.text_column,
+        label_column=settings.label_column,
+        trust_remote_code=settings.trust_remote_code,
+        seed=settings.seed,
+        **training,
+    )
+
+
+def _devices(settings: Settings, budget: Budget) -> tuple[Device, ...]:
+    """Return a device for each slot: every CUDA device, or the CPU as often as memory allows."""
+    device = pick_device(settings.device)
+    if settings.jobs is not None and settings.jobs < 1:
+        raise BadValue(f"jobs must be at least 1, but got {settings.jobs}")
+    if device.kind == "cuda":
+        named = settings.device is not None and ":" in settings.device
+        cuda = [d for d in detect_devices() if d.kind == "cuda"]
+        found = [device] if named else cuda
+        wanted = settings.jobs or len(found)
+        return tuple(found[index % len(found)] for index in range(wanted))
+    room = max(1, min(device.cores, device.total_bytes // budget.total_bytes))
+    return _slots(device, settings.jobs or room)
+
+
+def _slots(device: Device, jobs: int) -> tuple[Device, ...]:
+    if device.kind == "cuda":
+        found = [d for d in detect_devices() if d.kind == "cuda"]
+        return tuple(found[index % len(found)] for index in range(jobs))
+    return (device,) * jobs
+
+
+def _check_counts(settings: Settings) -> None:
+    for name, value, least in (
+        ("trials", settings.trials, 1),
+        ("steps", settings.steps, 0),
+        ("seed", settings.seed, 0),
+    ):
+        if value < least:
+            raise BadValue(f"{name} must be at least {least}, but got {value}")
+
+
+def _check_space(space: Space, context: Context) -> None:
+    """Refuse a space of which nothing can run here, with the reason."""
+    reasons = space.reasons(space.baseline(), context)
+    smallest = space.smallest(context)
+    if reasons and space.reasons(smallest, context):
+        raise BlockedConfiguration(
+            f"no configuration of space '{space.name}' can run here: {reasons[0]}",
+            help=f"autotune spaces show {space.name}",
+        )
+
+
+def _sources(settings: Settings, space: Space) -> dict[str, str]:
+    defaults = Settings(budget=settings.budget)
+    sources = {"budget": "given"}
+    for name in Settings.__dataclass_fields__:
+        if name not in ("budget", "overrides"):
+            same = getattr(settings, name) == getattr(defaults, name)
+            sources[name] = "default" if same else "given"
+    for name in _TRAINING:
+        given = name == "steps" and settings.steps
+        sources[name] = "given" if given else "space" if name in space.training else "objective"
+    sources["device"] = "given" if settings.device else "device"
+    sources["jobs"] = "given" if settings.jobs else "device"
+    return sources | {f"set {knob}": "given" for knob in settings.overrides}

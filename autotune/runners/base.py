@@ -1,0 +1,46 @@
+"""The runner's contract: start trials, hand out what they report, end them.
+
+A runner knows nothing of searching. Obligations of every runner, tested in
+`tests/contract/test_runners.py`:
+
+- Each submitted trial ends with exactly one `"outcome"` event, whatever happens to it.
+- No process of a trial is left when its outcome has been handed out, nor after `close`.
+- `submit` returns at once; at most `slots` trials run at a time, so the loop submits no more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from autotune.core.workload import Workload, WorkloadFacts
+from autotune.trial.spec import Event, TrialSpec
+
+
+class Runner(Protocol):
+    """Runs trials somewhere."""
+
+    slots: int
+    """Most trials at a time."""
+
+    def describe(self, workload: Workload, cache: Path) -> WorkloadFacts:
+        """Have the objective look at model and data, and prepare the data into `cache`.
+
+        Raises:
+            AutotuneError: What the objective found wrong.
+        """
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Start a trial."""
+
+    def next(self, timeout: float | None = None) -> Event | None:
+        """Wait for the next event of any trial; None after `timeout` seconds without one."""
+
+    def cancel(self, trial: int, reason: str) -> None:
+        """End a trial; its outcome is `Stopped` with this reason. Unknown trials are ignored."""
+
+    def now(self) -> float:
+        """Return the time in Unix seconds; simulated, if the runner simulates."""
+
+    def close(self) -> None:
+        """End every trial and free everything. May be called twice."""

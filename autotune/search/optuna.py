@@ -1,0 +1,172 @@
+"""Proposals by Optuna's samplers: legal, never twice, and the same again after a resume.
+
+The one idea: no state but the records. Before each proposal a study is built from the trials told
+so far, in the order of their numbers, with the ones that still run marked as running (the samplers
+then keep away from them), and a fresh sampler is seeded from the run's seed and the trial's number.
+That costs under a millisecond per record and makes a proposal a function of what was told.
+
+Samplers know no rules and repeat themselves. A draw that is illegal or known is rejected, which the
+sampler ignores, and drawn again; after some attempts, the legal configuration is taken that differs
+from the last draw in as few knobs as possible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from autotune.core.config import Config
+from autotune.core.context import Context
+from autotune.core.record import TrialRecord
+from autotune.core.space import Space
+from autotune.core.workload import Metric
+from autotune.search.encoding import Encoding
+from autotune.search.lessons import Lessons
+from autotune.search.quiet import quiet_optuna
+from autotune.search.samplers import sampler_kind
+
+_DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MINIMIZE)
+_MUTANTS = 30
+
+
+class OptunaProposer:
+    """A `Proposer` that asks one of Optuna's samplers.
+
+    Args:
+        space: What may be proposed.
+        context: What legality is judged by.
+        metric: What is searched for, besides low memory.
+        sampler: Name of the sampler, of `search/samplers.py: SAMPLERS`.
+        seed: Of the run.
+        limit_bytes: Memory that a trial may need; used for records that have no limit.
+
+    Raises:
+        UnknownName: If there is no such sampler.
+        MissingLibrary: If the sampler needs a library that is not installed.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        context: Context,
+        metric: Metric,
+        *,
+        sampler: str = "tpe",
+        seed: int = 0,
+        limit_bytes: int,
+    ) -> None:
+        self._kind = sampler_kind(sampler)
+        self._space = space
+        self._context = context
+        self._seed = seed
+        self._encoding = Encoding(space)
+        self._lessons = Lessons(self._encoding, metric, limit_bytes, self._kind.reads)
+        self._told: dict[int, TrialRecord] = {}
+        self._running: dict[int, Config] = {}
+        self._known: set[Config] = set()
+        with quiet_optuna():
+            self._sequence = _Sequence(self._encoding, self._kind.make(_seed_of(seed, 0)))
+
+    def ask(self, number: int) -> Config | None:
+        """Return a legal configuration that is new, or None if the space is exhausted."""
+        wish = self._space.baseline()
+        for wish in self._draws(number):
+            if self._is_new(wish):
+                return self._take(number, wish)
+        config = self._near(wish, random.Random(f"{self._seed}/{number}"))
+        return None if config is None else self._take(number, config)
+
+    def tell(self, record: TrialRecord) -> None:
+        """Learn from a trial, whoever proposed it; one without an outcome counts as running."""
+        self._known.add(record.config)
+        if record.outcome is None:
+            self._running[record.number] = record.config
+        else:
+            self._running.pop(record.number, None)
+            self._told[record.number] = record
+
+    def _take(self, number: int, config: Config) -> Config:
+        self._running[number] = config
+        self._known.add(config)
+        return config
+
+    def _is_new(self, config: Config) -> bool:
+        return config not in self._known and self._space.legal(config, self._context)
+
+    def _draws(self, number: int) -> Iterator[Config]:
+        """Yield what the sampler would like, best first."""
+        if self._kind.sequence:
+            for index in range(2 * len(self._known) + self._kind.attempts):
+                yield self._sequence.point(index)
+            return
+        with quiet_optuna():
+            study = self._study(number)
+        for _ in range(self._kind.attempts):
+            with quiet_optuna():
+                trial = study.ask(self._encoding.distributions)
+            yield self._encoding.config(trial.params)
+            with quiet_optuna():
+                study.tell(trial, state=TrialState.FAIL)
+
+    def _study(self, number: int) -> optuna.Study:
+        """Return a study of everything that was told, with a sampler for trial `number`."""
+        sampler = self._kind.make(_seed_of(self._seed, number))
+        study = optuna.create_study(directions=_DIRECTIONS, sampler=sampler)
+        study.add_trials(self._lessons.of(self._told[told] for told in sorted(self._told)))
+        for running in sorted(self._running):
+            params = self._encoding.params(self._running[running])
+            if params is not None:
+                study.add_trial(
+                    create_trial(
+                        state=TrialState.RUNNING,
+                        params=params,
+                        distributions=self._encoding.distributions,
+                    )
+                )
+        return study
+
+    def _near(self, wish: Config, rng: random.Random) -> Config | None:
+        """Return a new legal configuration that differs from `wish` in few knobs, None if none is.
+
+        Random changes of one knob come first, then of two, and so on; a sweep over the whole space
+        decides whether there is anything left.
+        """
+        grids = {n: d.grid() for n, d in self._space.domains.items() if d.size != 1}
+        for distance in range(1, len(grids) + 1):
+            for _ in range(_MUTANTS):
+                changed = {
+                    name: rng.choice(grids[name]) for name in rng.sample(list(grids), distance)
+                }
+                config = Config({**wish, **changed}, self._space.knobs)
+                if self._is_new(config):
+                    return config
+        legal = self._space.enumerate(self._context)
+        return next((config for config in legal if config not in self._known), None)
+
+
+class _Sequence:
+    """A sampler's points in order, each drawn once and kept, whatever trials show."""
+
+    def __init__(self, encoding: Encoding, sampler: optuna.samplers.BaseSampler) -> None:
+        self._encoding = encoding
+        self._points: list[Config] = []
+        self._study = optuna.create_study(directions=_DIRECTIONS, sampler=sampler)
+
+    def point(self, index: int) -> Config:
+        """Return the point at `index`, from 0."""
+        while len(self._points) <= index:
+            with quiet_optuna():
+                trial = self._study.ask(self._encoding.distributions)
+                self._study.tell(trial, (0.0, 0.0))
+            self._points.append(self._encoding.config(trial.params))
+        return self._points[index]
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Mix seed and number, so that neighbouring runs and trials share no stream."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")

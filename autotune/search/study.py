@@ -1,0 +1,135 @@
+"""A run as an Optuna study in the run's own database, for optuna-dashboard and other Optuna tools.
+
+The search itself does not read it: it is a mirror, written once per ended trial by the driver.
+Values are the score in the metric's own direction and peak memory in GiB. Infeasibility is written
+twice, as Optuna 5 stores it (one attribute per constraint) and as one list, since optuna-dashboard
+0.21 greys infeasible trials by the list alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autotune.core.outcome import Completed, OutOfMemory, Outcome
+from autotune.core.record import TrialRecord
+from autotune.core.space import Space
+from autotune.core.units import GIB
+from autotune.core.workload import Metric
+from autotune.search.encoding import shown_distributions
+from autotune.search.lessons import memory_violation, objectives
+from autotune.search.quiet import quiet_optuna
+
+NUMBER = "autotune:number"
+"""User attribute with the number of the trial in its run."""
+
+OUTCOME = "autotune:outcome"
+"""User attribute with how the trial ended: the tag of its outcome."""
+
+_LEGACY_CONSTRAINTS = "constraints"
+_SQLITE = "sqlite:///"
+_BUSY_SECONDS = 60.0
+
+
+class StudyMirror:
+    """Writes ended trials into an Optuna study, each once, also if a run is resumed.
+
+    Args:
+        url: Database, as SQLAlchemy spells it: `sqlite:///results/my-run/study.db`.
+        study_name: Name of the study; opened if it exists.
+        space: The space of the run.
+    """
+
+    def __init__(self, url: str, study_name: str, space: Space) -> None:
+        self._name = study_name
+        self._space = space
+        self._distributions = shown_distributions(space)
+        with quiet_optuna():
+            self._storage = _open(url)
+        self._study: optuna.Study | None = None
+        self._written: set[int] = set()
+
+    def tell(self, record: TrialRecord, metric: Metric) -> None:
+        """Write a trial that ended, unless it stands there already or has not ended.
+
+        Args:
+            record: The trial.
+            metric: What is searched for; the same in every call.
+        """
+        if record.outcome is None:
+            return
+        with quiet_optuna():
+            study = self._open_study(metric)
+            if record.number not in self._written:
+                study.add_trial(self._trial(record, record.outcome, metric))
+        self._written.add(record.number)
+
+    def close(self) -> None:
+        """Give back the connections to the database."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def _open_study(self, metric: Metric) -> optuna.Study:
+        if self._study is None:
+            self._study = optuna.create_study(
+                study_name=self._name,
+                storage=self._storage,
+                directions=["maximize" if metric.maximize else "minimize", "minimize"],
+                load_if_exists=True,
+            )
+            self._study.set_metric_names([metric.name, "peak GiB"])
+            trials = self._study.get_trials(deepcopy=False)
+            self._written = {t.user_attrs[NUMBER] for t in trials if NUMBER in t.user_attrs}
+        return self._study
+
+    def _trial(self, record: TrialRecord, outcome: Outcome, metric: Metric) -> FrozenTrial:
+        domains = self._space.domains
+        values = record.config.complete(self._space.knobs)
+        params = {n: v for n, v in values.items() if n in domains and v in domains[n]}
+        constraints = {"memory": memory_violation(record, record.limit_bytes)}
+        if not isinstance(outcome, Completed | OutOfMemory):
+            constraints["failed"] = 1.0
+        score, point = record.score(metric), objectives(record, metric)
+        return create_trial(
+            state=_state(outcome, whole=point is not None),
+            values=None if score is None or point is None else (score.value, point[1] / GIB),
+            params=params,
+            distributions={name: self._distributions[name] for name in params},
+            user_attrs=self._notes(record, outcome),
+            system_attrs={_LEGACY_CONSTRAINTS: list(constraints.values())},
+            constraints=constraints,
+        )
+
+    def _notes(self, record: TrialRecord, outcome: Outcome) -> dict[str, Any]:
+        return {
+            NUMBER: record.number,
+            OUTCOME: outcome.tag,
+            "autotune:configuration": record.config.describe(self._space.knobs),
+            "autotune:origin": str(record.origin),
+            "autotune:summary": outcome.summary,
+        }
+
+
+def _state(outcome: Outcome, *, whole: bool) -> TrialState:
+    if whole:
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if isinstance(outcome, OutOfMemory) else TrialState.FAIL
+
+
+def _open(url: str) -> RDBStorage:
+    """Open the storage; SQLite with a write-ahead log, so that reading never waits for writing."""
+    if not url.startswith(_SQLITE):
+        return RDBStorage(url)
+    path = url.removeprefix(_SQLITE)
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    return RDBStorage(url, engine_kwargs={"creator": connect})

@@ -1,0 +1,1 @@
+"""Migration scripts of the study database, run by `autotune.storage.migrate`."""

@@ -1,0 +1,186 @@
+"""SQL over a study database, for reading only.
+
+A query sees views of the names that `schema()` lists. On SQLite it runs through `sqlite3` alone, on
+a connection that is opened read-only and that authorises nothing but reading; so this module needs
+neither SQLAlchemy nor any time to import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autotune.core.errors import QueryError
+from autotune.storage.faults import foreign_database, missing_database, storage_error
+from autotune.storage.places import sqlite_path, sqlite_uri
+from autotune.storage.views import VIEWS, View
+
+_READS = frozenset(
+    {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+)
+_QUOTED_OR_COMMENT = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_READ_ONLY_HELP = "write one SELECT; a run is changed only by running and resuming it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryResult:
+    """What a query found.
+
+    Attributes:
+        columns: Names of the columns.
+        rows: Values by row; numbers, texts, or None.
+        truncated: Whether there were more rows than the limit.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    truncated: bool = False
+
+
+def schema() -> tuple[View, ...]:
+    """Return the views that a query sees, with their columns and what each of them is."""
+    return VIEWS
+
+
+def run_query(where: str | Path, sql: str, limit: int | None = None) -> QueryResult:
+    """Run one SQL statement that reads.
+
+    Args:
+        where: A study database: a file, a run folder, or an SQLAlchemy URL.
+        sql: The statement.
+        limit: Most rows to return; None for all.
+
+    Raises:
+        QueryError: If the statement fails, would write, or is more than one.
+        StorageError: If there is no study database.
+    """
+    statement = _single(sql)
+    path = sqlite_path(where)
+    if path is None:
+        return _query_server(str(where), statement, limit)
+    if not path.is_file():
+        raise missing_database(path)
+    with closing(_open(path)) as connection:
+        try:
+            cursor = connection.execute(statement)
+            found = _fetch(cursor, limit)
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            raise _explain(error, statement) from error
+        if cursor.description is None:
+            raise QueryError("this statement returns no rows", help=_READ_ONLY_HELP)
+        return _result([column[0] for column in cursor.description], found, limit)
+
+
+def _single(sql: str) -> str:
+    statement = sql.strip().rstrip(";").rstrip()
+    bare = _QUOTED_OR_COMMENT.sub("", statement)
+    if not bare.strip():
+        raise QueryError("there is no SQL to run", help=_example())
+    if ";" in bare:
+        raise QueryError("only one statement can be run at a time", help="remove all but one")
+    return statement
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = None
+    try:
+        connection = sqlite3.connect(sqlite_uri(path, "ro"), uri=True, isolation_level=None)
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
+        if not {(view.stored_name,) for view in VIEWS} <= set(names):
+            raise foreign_database(path)
+        for view in VIEWS:
+            # Names of the temporary schema win over those of the file, such as Optuna's `trials`.
+            connection.execute(
+                f"CREATE TEMP VIEW {view.name} AS SELECT * FROM main.{view.stored_name}"
+            )
+        connection.execute("PRAGMA query_only=ON")
+        connection.set_authorizer(_authorise)
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise storage_error(error, path) from error
+        raise
+    return connection
+
+
+def _authorise(action: int, *details: str | None) -> int:
+    return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+
+
+def _fetch(cursor: Any, limit: int | None) -> list[tuple[Any, ...]]:
+    return list(cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1))
+
+
+def _result(columns: Sequence[str], rows: list[tuple[Any, ...]], limit: int | None) -> QueryResult:
+    truncated = limit is not None and len(rows) > limit
+    return QueryResult(columns=tuple(columns), rows=rows[:limit], truncated=truncated)
+
+
+def _query_server(url: str, statement: str, limit: int | None) -> QueryResult:
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from autotune.storage.engine import connect
+
+    engine = connect(url, "read")
+    try:
+        with engine.connect() as connection:
+            for view in VIEWS:
+                connection.execute(
+                    text(f"CREATE TEMPORARY VIEW {view.name} AS SELECT * FROM {view.stored_name}")
+                )
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+            try:
+                cursor = connection.exec_driver_sql(statement)
+                if not cursor.returns_rows:
+                    raise QueryError("this statement returns no rows", help=_READ_ONLY_HELP)
+                found = [tuple(row) for row in _fetch(cursor, limit)]
+                return _result(list(cursor.keys()), found, limit)
+            except SQLAlchemyError as error:
+                raise _explain(getattr(error, "orig", None) or error, statement) from error
+    except SQLAlchemyError as error:
+        raise storage_error(error, url) from error
+    finally:
+        engine.dispose()
+
+
+def _explain(error: BaseException, statement: str) -> QueryError:
+    message = str(error).strip().splitlines()[0]
+    if re.search(r"not authorized|readonly database|read-only transaction|prohibited", message):
+        return QueryError(
+            "queries are read-only, and this statement does more than read", help=_READ_ONLY_HELP
+        )
+    if match := re.search(r"no such table: (?:main\.|temp\.)?(\S+)", message):
+        return QueryError(message, help=_close(match[1], [view.name for view in VIEWS]) + _views())
+    if match := re.search(r"no such column: (?:\w+\.)?(\S+)", message):
+        mentioned = [v for v in VIEWS if re.search(rf"\b{v.name}\b", statement)] or list(VIEWS)
+        names = list(dict.fromkeys(c.name for view in mentioned for c in view.columns))
+        return QueryError(message, help=_close(match[1], names) + _columns(mentioned))
+    return QueryError(message, help=_views())
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.strip('"'), known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?\n" if close else ""
+
+
+def _views() -> str:
+    return f"views: {', '.join(view.name for view in VIEWS)}"
+
+
+def _columns(views: Sequence[View]) -> str:
+    return "\n".join(
+        f"columns of {view.name}: {', '.join(column.name for column in view.columns)}"
+        for view in views
+    )
+
+
+def _example() -> str:
+    return f'autotune query "select trial, score, peak_gib from front"\n{_views()}'

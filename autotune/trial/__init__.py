@@ -1,0 +1,1 @@
+"""One training: its stages, its loop, its measurement, its process."""

@@ -1,0 +1,172 @@
+"""The child process: one JSON request in, JSON lines out, one outcome last.
+
+`enter` is the target of every child that `runners/isolated.py` forks from the warm parent. It makes
+the child a process group of its own, ends it if the driver dies, and turns whatever happens into
+data. The warm parent has only imported modules: no tensor was computed and no device touched.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from autotune.core.errors import AutotuneError
+from autotune.core.knob import run_stage
+from autotune.core.outcome import Crashed, Diverged, Outcome, OutOfMemory
+from autotune.core.workload import Workload
+from autotune.trial.spec import TrialSpec
+
+_REPORT_SECONDS = 0.2
+_TRACEBACK_CHARACTERS = 20_000
+
+
+class Channel:
+    """Sends events to the driver as JSON, one message each.
+
+    Args:
+        connection: The writing end of a pipe.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last_step = 0.0
+
+    def send(self, kind: str, data: dict[str, Any]) -> None:
+        """Send an event; steps that follow each other closely are thinned out."""
+        now = time.time()
+        if kind == "step":
+            if now - self._last_step < _REPORT_SECONDS and data["step"] != data["steps"]:
+                return
+            self._last_step = now
+        self._connection.send_bytes(json.dumps({"kind": kind, "data": data, "time": now}).encode())
+
+
+def enter(request: str, connection: Connection) -> None:
+    """Serve one request: `{"do": "describe" | "trial", ...}`. Runs in a child of the warm parent.
+
+    Args:
+        request: JSON.
+        connection: Where events go.
+    """
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    message = json.loads(request)
+    channel = Channel(connection)
+    _redirect_output(message["log"])
+    if message["do"] == "describe":
+        _describe(message, channel)
+    else:
+        outcome = _trial(TrialSpec.from_json(message["spec"]), channel)
+        channel.send("outcome", outcome.to_json())
+    connection.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # nothing of a trial needs the interpreter's slow shutdown
+
+
+def _describe(message: dict[str, Any], channel: Channel) -> None:
+    """Have the objective look at model and data; errors become a message of their own."""
+    from autotune.trial.objective import load_objective
+
+    workload = Workload(**message["workload"])
+    try:
+        objective = load_objective(workload.objective)(workload, Path(message["cache"]))
+        channel.send("facts", objective.describe().to_json())
+    except AutotuneError as error:
+        channel.send("error", error.to_json())
+    except Exception as error:
+        traceback.print_exc()
+        failure = AutotuneError(
+            f"{workload.objective} could not be prepared: {type(error).__name__}: {error}",
+            where=message["log"],
+            help="the whole traceback is in that file",
+        )
+        channel.send("error", failure.to_json())
+
+
+def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
+    """Run a trial under its limits and return how it ended."""
+    from autotune.knobs import BUILTIN
+    from autotune.knobs.stages import ENVIRONMENT
+
+    os.environ.update(run_stage(ENVIRONMENT, {}, BUILTIN, spec.config))
+    import torch
+
+    from autotune.trial import limits
+    from autotune.trial.lifecycle import LossDiverged, Progress, run_trial
+    from autotune.trial.measure import make_meter
+
+    began = time.monotonic()
+    torch.set_num_threads(spec.threads)
+    torch.manual_seed(spec.facts.workload.seed)
+    progress = Progress()
+    meter = make_meter(spec.device)
+    limits.enforce(spec.limit_bytes, spec.device, meter.context_bytes)
+    data_bytes = limits.status_bytes("VmData")
+
+    def common() -> dict[str, Any]:
+        seconds = round(time.monotonic() - began, 4)
+        return {"seconds": seconds, "measurement": progress.measurement(meter)}
+
+    try:
+        completed = run_trial(spec, meter, progress, channel.send)
+        return type(completed)(scores=completed.scores, **common())
+    except LossDiverged as error:
+        return Diverged(step=error.step, loss=str(error.loss), **common())
+    except Exception as error:
+        held = _held_bytes(spec, data_bytes)
+        limits.lift()
+        traceback.print_exc()
+        if limits.is_out_of_memory(error):
+            needed = max(spec.limit_bytes, held + limits.requested_bytes(error))
+            return OutOfMemory(
+                phase=progress.phase,
+                step=progress.step,
+                needed_bytes=needed,
+                message=str(error)[:500],
+                **common(),
+            )
+        text = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+        return Crashed(
+            exit_code=1, error=f"{type(error).__name__}: {error}"[:500], traceback=text, **common()
+        )
+
+
+def _held_bytes(spec: TrialSpec, data_bytes_at_start: int) -> int:
+    """Return what the trial held when its request failed: tensors on CUDA, heap on a CPU."""
+    import torch
+
+    from autotune.trial.limits import status_bytes
+
+    if spec.device.kind == "cuda":
+        return int(torch.cuda.memory_allocated(spec.device.index))
+    return max(0, status_bytes("VmData") - data_bytes_at_start)
+
+
+def _end_with_driver() -> None:
+    """End the whole process group as soon as the driver is gone, however it went."""
+    parent = mp.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)
+
+
+def _redirect_output(log: str) -> None:
+    """Send standard output and error to the trial's log, also what native code prints."""
+    path = Path(log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    with Path(os.devnull).open("rb") as empty:
+        os.dup2(empty.fileno(), 0)

@@ -1,0 +1,1 @@
+"""Objectives that ship with autotune: loaded by name, never imported by it."""
