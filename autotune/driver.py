@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autotune.core.config import Config
 from autotune.core.context import Device
-from autotune.core.observer import Observer
+from autotune.core.observer import Observer, RunView
 from autotune.core.outcome import Completed, outcome_from_json
 from autotune.core.pareto import front
 from autotune.core.record import Origin, TrialRecord
@@ -64,6 +64,12 @@ class Search:
         return self.plan.spec.name
 
     @property
+    def seconds_before(self) -> float:
+        """Time that trials of an earlier part of the run took; it counts for the time limit."""
+        took = sum(r.outcome.seconds for r in self.records.values() if r.outcome is not None)
+        return took / max(1, self.plan.spec.jobs)
+
+    @property
     def ended(self) -> list[TrialRecord]:
         """Trials that have an outcome, in order."""
         return [self.records[n] for n in sorted(self.records) if self.records[n].outcome]
@@ -80,6 +86,22 @@ class Search:
                 self.records[record.number] = record
                 self.proposer.tell(record)
                 self.mirror.tell(record, self.plan.spec.facts.metric)
+
+    def announce(self) -> None:
+        """Tell observers what is about to be searched."""
+        plan = self.plan
+        view = RunView(
+            spec=plan.spec,
+            space=plan.space,
+            legal_count=plan.space.count(plan.context),
+            folder=self.folder,
+            budget=plan.budget,
+            device=plan.context.device,
+            metric=plan.spec.facts.metric,
+            clock=self.runner.now,
+            earlier=tuple(self.ended),
+        )
+        self.tell_observers(lambda o: o.started(view))
 
     def submit_next(self) -> bool:
         """Propose and start the next trial; False if there is none left."""
@@ -102,6 +124,7 @@ class Search:
         self.records[number] = record
         self.running[number] = device
         self.store.add_trial(self.name, record, self.plan.space.knobs)
+        self.proposer.tell(record)
         self.tell_observers(lambda o: o.trial_started(record))
         self.runner.submit(self.trial_spec(record, device))
         return True
@@ -112,6 +135,8 @@ class Search:
             self._conclude(event)
         else:
             record = self.records[event.trial]
+            if event.kind == "phase":
+                self.store.record_event(self.name, event)
             self.tell_observers(lambda o: o.event(record, event))
 
     def interrupt(self) -> None:
@@ -119,6 +144,7 @@ class Search:
         for number in list(self.running):
             self.runner.cancel(number, "interrupted")
             self.store.interrupt_trial(self.name, number)
+            del self.records[number]
         self.running.clear()
 
     def trial_spec(self, record: TrialRecord, device: Device) -> TrialSpec:

@@ -16,8 +16,6 @@ from autotune.core.units import MIB, format_gb, gib
 from autotune.driver import Search
 from autotune.plan import Plan
 
-_STEP_BYTES = 10**7
-"""Budgets are suggested in whole steps of 10 MB."""
 
 
 def check_that_something_fits(search: Search) -> None:
@@ -57,8 +55,7 @@ def nothing_fits(plan: Plan, smallest: TrialRecord, measured: Completed | None) 
     needed = outcome.measurement.footprint_bytes if outcome else 0
     if isinstance(outcome, OutOfMemory):
         needed = max(needed, outcome.needed_bytes)
-    enough = -(-int(needed / (1.0 - plan.budget.headroom)) // _STEP_BYTES) * _STEP_BYTES
-    budget = format_gb(enough).replace(" ", "")
+    budget = suggested_budget(int(needed / (1.0 - plan.budget.headroom)))
     parts = outcome.measurement.anatomy if outcome else {}
     items = ", ".join(f"{gib(size)} {part}" for part, size in parts.items() if size >= MIB)
     return NothingFits(
@@ -70,3 +67,9 @@ def nothing_fits(plan: Plan, smallest: TrialRecord, measured: Completed | None) 
         ],
         help=f"the smallest budget that works is {budget}:  autotune run --budget {budget}",
     )
+
+
+def suggested_budget(enough: int) -> str:
+    """Return the next amount above `enough` bytes that one would type: `350MB`, `6.6GB`."""
+    step = 10**8 if enough >= 10**9 else 10**7
+    return format_gb(-(-enough // step) * step).replace(" ", "")

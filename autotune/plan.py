@@ -87,7 +87,7 @@ def local_runner(settings: Settings) -> LocalRunner:
         UnknownName: If there is no such device.
     """
     device = pick_device(settings.device)
-    # peft imports bitsandbytes, which may ask the driver for devices: no matter on a CPU
+    # peft imports bitsandbytes where it is installed, which asks CUDA for devices: not to be forked
     preload = ("peft",) if device.kind == "cpu" and "peft" in installed_libraries() else ()
     return LocalRunner(len(_devices(settings, resolve_budget(settings.budget, device))), preload)
 

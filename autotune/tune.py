@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autotune.core.budget import Budget
 from autotune.core.errors import UsageError
-from autotune.core.observer import Observer, RunView
+from autotune.core.observer import Observer
 from autotune.driver import Search
 from autotune.fit import check_that_something_fits
 from autotune.plan import (
@@ -35,12 +35,15 @@ from autotune.storage.run import Run, new_run_folder
 from autotune.storage.store import Store
 
 
-def search(state: Search, seconds_before: float = 0.0) -> str:
+HEARTBEAT_SECONDS = 15.0
+"""The database hears of the driver at least this often, also while one long trial runs."""
+
+
+def search(state: Search) -> str:
     """Run the loop to its end.
 
     Args:
         state: Who takes part, and what is known so far.
-        seconds_before: Time that earlier parts of the run took; it counts for the time limit.
 
     Returns:
         How the run ended: `"done"`, or `"interrupted"` by Ctrl-C.
@@ -49,14 +52,16 @@ def search(state: Search, seconds_before: float = 0.0) -> str:
         NothingFits: If not even the smallest configuration fits the budget.
     """
     limit, runner = state.plan.spec.time_limit, state.runner
-    began = runner.now() - seconds_before
+    began = runner.now() - state.seconds_before
     more = True
     try:
         while more or state.running:
             more = more and (limit is None or runner.now() - began < limit)
             while more and len(state.running) < runner.slots:
                 more = state.submit_next()
-            if (event := runner.next()) is not None:
+            if (event := runner.next(HEARTBEAT_SECONDS)) is None:
+                state.store.heartbeat(state.name)
+            else:
                 state.hear(event)
                 check_that_something_fits(state)
     except KeyboardInterrupt:
@@ -150,9 +155,11 @@ def tune(
         except UsageError:
             shutil.rmtree(folder)  # nothing in it but what was prepared for a run that is not
             raise
-        store = Store.open(storage or _database(folder))
-        store.start_run(plan.spec)
-        return _conduct(plan, store, used, folder, observers)
+        database = storage or _database(folder)
+        with Store.open(database, clock=used.now) as store:
+            store.start_run(plan.spec)
+            _conduct(plan, store, database, used, folder, observers)
+        return Run.open(folder.name, results=results, storage=storage)
     finally:
         used.close()
 
@@ -193,56 +200,52 @@ def resume(
     settings = Settings(budget=plan.budget, device=plan.context.device.kind, jobs=plan.spec.jobs)
     used = runner or local_runner(settings)
     try:
-        store = Store.open(storage or _database(found.folder))
-        store.resume_run(plan.spec)
-        return _conduct(plan, store, used, found.folder, observers)
+        database = storage or _database(found.folder)
+        with Store.open(database, create=False, clock=used.now) as store:
+            store.resume_run(plan.spec)
+            _conduct(plan, store, database, used, found.folder, observers)
+        return Run.open(found.name, results=results, storage=storage)
     finally:
         used.close()
 
 
 def _conduct(
-    plan: Plan, store: Store, runner: Runner, folder: Path, observers: Sequence[Observer]
-) -> Run:
+    plan: Plan,
+    store: Store,
+    database: str,
+    runner: Runner,
+    folder: Path,
+    observers: Sequence[Observer],
+) -> None:
     """Search, and leave the run in a state that says how it ended."""
     spec = plan.spec
+    proposer = OptunaProposer(
+        plan.space,
+        plan.context,
+        spec.facts.metric,
+        sampler=spec.sampler,
+        seed=spec.seed,
+        limit_bytes=plan.budget.limit_bytes,
+    )
+    mirror = StudyMirror(database, spec.name, plan.space)
     state = Search(
         plan=plan,
         store=store,
-        mirror=StudyMirror(store.url, spec.name, plan.space),
-        proposer=OptunaProposer(
-            plan.space,
-            plan.context,
-            spec.facts.metric,
-            sampler=spec.sampler,
-            seed=spec.seed,
-            limit_bytes=plan.budget.limit_bytes,
-        ),
+        mirror=mirror,
+        proposer=proposer,
         runner=runner,
         folder=folder,
         observers=observers,
     )
-    earlier = store.records(spec.name)
-    state.remember(earlier)
-    view = RunView(
-        spec=spec,
-        space=plan.space,
-        legal_count=plan.space.count(plan.context),
-        folder=folder,
-        budget=plan.budget,
-        device=plan.context.device,
-        metric=spec.facts.metric,
-        clock=runner.now,
-        earlier=tuple(state.ended),
-    )
-    state.tell_observers(lambda o: o.started(view))
+    state.remember(store.records(spec.name))
+    state.announce()
     status = "failed"
     try:
-        seconds_before = sum(r.outcome.seconds for r in earlier if r.outcome is not None)
-        status = search(state, seconds_before / max(1, spec.jobs))
+        status = search(state)
     finally:
         store.finish_run(spec.name, status)
+        mirror.close()
         state.tell_observers(lambda o: o.ended(status))
-    return Run.open(spec.name, results=folder.parent, storage=store.url)
 
 
 def _database(folder: Path) -> str:

@@ -1,1 +1,63 @@
-"""The command line: one file per command, imported when called."""
+"""The command line: one file per command, imported when called.
+
+`autotune --help` imports none of them: commands are registered by import path, and their one-line
+helps stand here. Errors and exit statuses are the business of `autotune/__main__.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cyclopts import App
+
+from autotune.cli.settings import read_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("autotune.cli.run:run", "Search for the best configurations under a memory budget."),
+    "resume": ("autotune.cli.resume:resume", "Continue a run where it stopped, or search on."),
+    "front": ("autotune.cli.front:front", "Show the trade-off between score and memory."),
+    "show": ("autotune.cli.show:show", "Show a run, one trial, or what failed and why."),
+    "query": ("autotune.cli.query:query", "Ask the study database in SQL, read-only."),
+    "spaces": ("autotune.cli.spaces:app", "List, show, check and copy search spaces and knobs."),
+    "doctor": ("autotune.cli.doctor:doctor", "Check this machine: device, libraries, disk."),
+}
+"""Import path and one-line help by command, in the order in which they are shown."""
+
+_EPILOGUE = """Start with `autotune doctor`, then `autotune run --budget 16GB`.
+
+RUN is the name of a run, its folder, or nothing for the latest; RUN/17 is a trial of it.
+Settings may also stand in autotune.toml, or in pyproject.toml under [tool.autotune]."""
+
+
+def make_app(console: Console | None = None) -> App:
+    """Return the command line.
+
+    Args:
+        console: Where helps are printed; by default the terminal.
+    """
+    app = App(
+        name="autotune",
+        help="Of all the ways to train this model, which fit my memory, and what do they cost?",
+        help_epilogue=_EPILOGUE,
+        help_format="plaintext",
+        version=_version,
+        version_flags=["--version"],
+        config=read_settings,
+        console=console,
+        suppress_keyboard_interrupt=False,
+    )
+    for order, (name, (path, text)) in enumerate(COMMANDS.items()):
+        app.command(path, name=name, help=text, sort_key=order)
+    app.register_install_completion_command(
+        help="Install completion for bash, zsh or fish, then exit.", sort_key=100
+    )
+    return app
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"autotune {version('autotune-memory')}"

@@ -85,8 +85,11 @@ class Int:
         everything = range(self.low, self.high + 1, self.step)
         if len(everything) <= points:
             return tuple(everything)
-        return tuple(sorted({everything[round(i * (len(everything) - 1) / (points - 1))]
-                             for i in range(points)}))
+        return tuple(
+            sorted(
+                {everything[round(i * (len(everything) - 1) / (points - 1))] for i in range(points)}
+            )
+        )
 
     def describe(self) -> str:
         """Show the range: `1 … 64`."""

@@ -87,7 +87,8 @@ def compile_expression(text: str, names: Collection[str]) -> Expression:
             warnings.simplefilter("ignore")  # such as for "\d": it is text to us, not Python
             tree = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        raise _error(text, (error.offset or 1) - 1, 1, _syntax_message(text, error)) from error
+        offset = error.offset or len(text) + 1  # from 1; none where the text ends too early
+        raise _error(text, offset - 1, 1, _syntax_message(text, offset, error.msg)) from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise BadValue(f"this is not an expression: {error}", help=_GRAMMAR) from error
     check = _Check(text, names)
@@ -248,12 +249,12 @@ def _span(text: str, node: ast.expr) -> tuple[int, int]:
     return start, max(1, end - start)
 
 
-def _syntax_message(text: str, error: SyntaxError) -> str:
+def _syntax_message(text: str, offset: int, problem: str) -> str:
     if not text:
         return "an expression cannot be empty"
-    if "=" in text[(error.offset or 1) - 1 :][:1] or "Maybe you meant '=='" in error.msg:
+    if text[offset - 1 : offset] == "=" or "Maybe you meant '=='" in problem:
         return "this is not an expression: write == to compare"
-    return f"this is not an expression: {error.msg}"
+    return f"this is not an expression: {problem}"
 
 
 def _underlined(text: str, start: int, width: int) -> tuple[str, str]:

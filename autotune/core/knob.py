@@ -85,7 +85,9 @@ class Knob:
     def __post_init__(self) -> None:
         for role, value in (("neutral", self.neutral), ("leanest", self.leanest)):
             if value not in self.domain:
-                raise ValueError(f"{role} value {value!r} of knob {self.name!r} is not in its domain")
+                raise ValueError(
+                    f"{role} value {value!r} of knob {self.name!r} is not in its domain"
+                )
         stages = [bound.stage.name for bound in self.transforms]
         if len(set(stages)) != len(stages):
             raise ValueError(f"knob {self.name!r} uses a stage twice: {stages}")
@@ -95,9 +97,7 @@ class Knob:
         return self.label.format(f"{value:g}" if isinstance(value, float) else value)
 
 
-def run_stage(
-    stage: Stage[S], state: S, knobs: Iterable[Knob], config: Mapping[str, Value]
-) -> S:
+def run_stage(stage: Stage[S], state: S, knobs: Iterable[Knob], config: Mapping[str, Value]) -> S:
     """Fold every knob of `stage` that is off neutral over `state`, in the order of `knobs`.
 
     Args:

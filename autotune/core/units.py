@@ -95,8 +95,10 @@ def gib(amount: float, digits: int | None = None) -> str:
 
 
 def format_gb(amount: float) -> str:
-    """Show bytes as GB (10⁹), as budgets are typed: `16.0 GB`."""
-    return f"{amount / 10**9:.{1 if amount >= 10**9 else 3}f} GB"
+    """Show bytes as budgets are typed, in powers of 1000: `16.0 GB`, `350 MB`."""
+    if amount >= 10**9:
+        return f"{amount / 10**9:.1f} GB"
+    return f"{amount / 10**6:.0f} MB" if amount >= 10**7 else f"{amount / 10**6:.1f} MB"
 
 
 def format_duration(seconds: float) -> str:

@@ -13,10 +13,6 @@ trained.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -29,31 +25,6 @@ from autotune.knobs.stages import ADAPT, DEPLOY, OPTIMISE, OptimPlan
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
-
-_NOISE = ("_C_mxfp8", "_C_cutlass", "register_constant() on Enum")
-
-
-class _WithoutNoise(logging.Filter):
-    """Drops what libraries log when peft imports them and find no CUDA; nothing else."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not any(part in record.getMessage() for part in _NOISE)
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    quiet = _WithoutNoise()
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    for logger in loggers:
-        logger.addFilter(quiet)
-    try:
-        with warnings.catch_warnings():
-            for part in _NOISE:
-                warnings.filterwarnings("ignore", message=f".*{part}")
-            yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(quiet)
 
 
 def _train_head(model: PreTrainedModel) -> None:
@@ -68,6 +39,7 @@ def _train_head(model: PreTrainedModel) -> None:
 
 
 def _put_adapters(model: nn.Module, value: int) -> nn.Module:
+    from peft import LoraConfig, inject_adapter_in_model
     from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
@@ -78,20 +50,16 @@ def _put_adapters(model: nn.Module, value: int) -> nn.Module:
             f"adapters need a transformers model, and {type(model).__name__} is none",
             help="set lora.rank to 0",
         )
-
-    with _quiet_import():
-        from peft import LoraConfig, inject_adapter_in_model
-
-        linears = find_linears(model)
-        config = LoraConfig(
-            r=value,
-            lora_alpha=2 * value,
-            lora_dropout=0.0,
-            target_modules=list(linears),
-            fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linears.values()),
-        )
-        dtypes = {name: dense_weight(layer).dtype for name, layer in linears.items()}
-        inject_adapter_in_model(config, model)
+    linears = find_linears(model)
+    dtypes = {name: dense_weight(layer).dtype for name, layer in linears.items()}
+    config = LoraConfig(
+        r=value,
+        lora_alpha=2 * value,
+        lora_dropout=0.0,
+        target_modules=list(linears),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linears.values()),
+    )
+    inject_adapter_in_model(config, model)
     for name, dtype in dtypes.items():
         for adapter in ("lora_A", "lora_B"):
             model.get_submodule(f"{name}.{adapter}").to(dtype)
@@ -100,17 +68,15 @@ def _put_adapters(model: nn.Module, value: int) -> nn.Module:
 
 
 def _merge_adapters(model: nn.Module, value: int) -> nn.Module:
+    from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
     from autotune.knobs.blocks import replace_module
 
-    with _quiet_import():
-        from peft.tuners.lora import LoraLayer
-
     adapted = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
     for name, layer in adapted:
         # Under adapters on a packed layer, a Conv1D may have come back only now.
-        layer.fan_in_fan_out = isinstance(layer.get_base_layer(), Conv1D)  # type: ignore[attr-defined]
+        layer.fan_in_fan_out = isinstance(layer.get_base_layer(), Conv1D)  # type: ignore[attr-defined]  # of its subclasses
         layer.merge()
         replace_module(model, name, layer.get_base_layer())
     vars(model).pop("peft_config", None)

@@ -9,6 +9,7 @@ decay.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,7 +31,7 @@ BASE_RATE = 5e-5
 ADAPTER_FACTOR = 10.0
 """Adapters take about ten times the rate of full fine-tuning (Schulman et al. 2025)."""
 
-PIECE = {"cpu": 2**18, "cuda": 2**24}
+PIECE = {"cpu": 2**18, "cuda": 2**22}
 """Values updated at once: what fits a CPU's cache; enough to keep a GPU busy."""
 
 
@@ -113,20 +114,31 @@ def build_optimizer(
 
 
 class _Rounded(Optimizer):
-    """Common to the optimizers here: a generator for rounding, and the walk over parameters.
+    """Common to the optimizers here: noise for rounding, and the walk over parameters.
 
-    The dice are the optimizer's own, so that dropout sees the same numbers whatever rounds.
+    The noise has a generator of its own, so that dropout is the same whatever rounds. It is drawn
+    once for a step and used for every piece: what matters is that it is new in the next step.
     """
 
     def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
         super().__init__(groups, defaults)
-        self._dice: dict[torch.device, torch.Generator] = {}
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._noise: dict[torch.device, Tensor] = {}
 
-    def dice(self, device: torch.device) -> torch.Generator:
-        """Return the generator of a device, made with a fixed seed when first asked for."""
-        if device not in self._dice:
-            self._dice[device] = torch.Generator(device).manual_seed(0)
-        return self._dice[device]
+    def noise(self, device: torch.device) -> Tensor:
+        """Return the noise of this step: uniform in [0, 1), one value for each of a piece."""
+        if device not in self._noise:
+            if device not in self._generators:
+                self._generators[device] = torch.Generator(device).manual_seed(0)
+            generator = self._generators[device]
+            self._noise[device] = torch.rand(PIECE[device.type], generator=generator, device=device)
+        return self._noise[device]
+
+    def write(self, target: Tensor, value: Tensor) -> None:
+        """Write fp32 values to a flat target of the same length, rounded without bias."""
+        noise = self.noise(target.device)
+        for new, old in zip(value.split(len(noise)), target.split(len(noise)), strict=True):
+            round_stochastically(old, new, noise[: len(new)])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads by closure
@@ -145,12 +157,18 @@ class _Rounded(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self.update(parameter, parameter.grad, group)
+                    weight = parameter.contiguous()
+                    self.update(weight, parameter.grad.contiguous(), self.state[parameter], group)
+                    if weight is not parameter:
+                        parameter.copy_(weight)
+        self._noise.clear()
         return loss
 
-    def update(self, parameter: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
-        """Update one parameter in place."""
-        raise TypeError(f"{type(self).__name__} has no update rule")
+    @abstractmethod
+    def update(
+        self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
+    ) -> None:
+        """Update one contiguous weight and its state in place."""
 
 
 Rule: TypeAlias = "Callable[[Tensor, Tensor, Sequence[Tensor], Mapping[str, Any], int], None]"
@@ -206,27 +224,25 @@ class Elementwise(_Rounded):
         self.rule, self.moments = RULES[family], FAMILIES[family].moments
         self.state_bits = state_bits
 
-    def update(self, parameter: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
-        """Update one parameter and its moments, piece by piece."""
-        state = self.state[parameter]
+    def update(
+        self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
+    ) -> None:
+        """Update one weight and its moments, piece by piece."""
         if not state:
             state["step"] = 0
             for name in self.moments:
-                state.update(new_states(name, parameter, self.state_bits))
+                state.update(new_states(name, weight, self.state_bits))
         state["step"] += 1
-        dice = self.dice(parameter.device)
-        weights, grads = parameter.reshape(-1), grad.reshape(-1)
-        piece = PIECE.get(parameter.device.type, PIECE["cuda"])
-        for start in range(0, weights.numel(), piece):
-            part = slice(start, min(start + piece, weights.numel()))
-            weight = weights[part].float()
+        noise = self.noise(weight.device)
+        weights, grads = weight.view(-1), grad.view(-1)
+        for start in range(0, len(weights), len(noise)):
+            part = slice(start, min(start + len(noise), len(weights)))
+            wide = weights[part].float()
             moments = [load(state, name, part) for name in self.moments]
-            self.rule(weight, grads[part].float(), moments, group, state["step"])
+            self.rule(wide, grads[part].float(), moments, group, state["step"])
             for name, moment in zip(self.moments, moments, strict=True):
-                store(state, name, part, moment, dice)
-            round_stochastically(weights[part], weight, dice)
-        if weights.data_ptr() != parameter.data_ptr():  # not contiguous: a copy was updated
-            parameter.copy_(weights.view_as(parameter))
+                store(state, name, part, moment, noise)
+            self.write(weights[part], wide)
 
 
 class Adafactor(_Rounded):
@@ -246,27 +262,22 @@ class Adafactor(_Rounded):
     def __init__(self, groups: list[dict[str, Any]], *, lr: float) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
 
-    def update(self, parameter: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
-        """Update one parameter and the factors of its second moment."""
-        state = self.state[parameter]
+    def update(
+        self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
+    ) -> None:
+        """Update one weight and the factors of its second moment."""
         state["step"] = step = state.get("step", 0) + 1
-        wide, weight = grad.float(), parameter.float()
-        keep = step**-0.8
-        if parameter.ndim >= 2:
-            row = _average(state, "row", wide.square().mean(-1, keepdim=True), keep)
-            column = _average(state, "column", wide.square().mean(-2, keepdim=True), keep)
+        wide, gradient, share = weight.float(), grad.float(), step**-0.8
+        if weight.ndim >= 2:
+            row = _average(state, "row", gradient.square().mean(-1, keepdim=True), share)
+            column = _average(state, "column", gradient.square().mean(-2, keepdim=True), share)
             square = (row @ column).div_(row.mean(-2, keepdim=True).clamp_min_(1e-30))
         else:
-            square = _average(state, "square", wide.square(), keep).clone()
-        change = square.clamp_min_(1e-30).rsqrt_().mul_(wide)
+            square = _average(state, "square", gradient.square(), share).clone()
+        change = square.clamp_min_(1e-30).rsqrt_().mul_(gradient)
         change.div_(_rms(change).clamp_min_(1.0))
-        rate = min(group["lr"], step**-0.5) * max(1e-3, float(_rms(weight)))
-        if weight is parameter:
-            parameter.sub_(change, alpha=rate)
-        else:
-            round_stochastically(
-                parameter, weight.sub_(change, alpha=rate), self.dice(parameter.device)
-            )
+        change.mul_(_rms(wide).clamp_min_(1e-3) * min(group["lr"], step**-0.5))
+        self.write(weight.view(-1), wide.sub_(change).view(-1))
 
 
 def _average(state: dict[str, Any], name: str, value: Tensor, share: float) -> Tensor:

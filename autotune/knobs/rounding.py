@@ -33,18 +33,17 @@ SIGNED = {"mean": True, "square": False}
 _FLOOR = 0.5  # a square of code 0 lies somewhere below code 1; the update must not divide by 0
 
 
-def round_stochastically(target: Tensor, value: Tensor, dice: torch.Generator) -> None:
+def round_stochastically(target: Tensor, value: Tensor, noise: Tensor) -> None:
     """Write `value` to `target`; to a bf16 one so that the mean of what is written is the value.
 
     Args:
         target: fp32 or bf16, changed in place.
         value: fp32 of the same shape, contiguous; used up.
-        dice: Where chance comes from; on the device of the tensors.
+        noise: Uniform in [0, 1), of the same shape.
     """
     if target.dtype is torch.bfloat16:
         # bf16 is the upper half of fp32: noise in the lower half carries with the right chance.
-        bits = value.view(torch.int32)
-        bits.add_(torch.empty_like(bits).random_(0, 2**16, generator=dice)).bitwise_and_(-(2**16))
+        value.view(torch.int32).add_((noise * 2**16).int()).bitwise_and_(-(2**16))
     target.copy_(value)
 
 
@@ -83,21 +82,29 @@ def load(state: Mapping[str, Any], name: str, part: slice) -> Tensor:
     return values.flatten()[: part.stop - part.start]
 
 
-def store(
-    state: Mapping[str, Any], name: str, part: slice, values: Tensor, dice: torch.Generator
-) -> None:
-    """Write values `part` of a moment; those that `load` gave as a view are there already."""
+def store(state: Mapping[str, Any], name: str, part: slice, values: Tensor, noise: Tensor) -> None:
+    """Write values `part` of a moment; those that `load` gave as a view are there already.
+
+    Args:
+        state: Entries of `new_states`.
+        name: Key of `SIGNED`.
+        part: As for `load`.
+        values: fp32 `(count,)`.
+        noise: Uniform in [0, 1), at least as many as the values, rounded up to whole blocks.
+    """
     if f"{name}_scale" not in state:
         return
-    blocks = _blocks(part)
+    blocks, top = _blocks(part), _top(name)
     padded = functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
-    magnitude = padded.abs()
-    scale = magnitude.amax(1, keepdim=True)
-    level = magnitude.div_(scale.clamp(min=1e-38)).sqrt_().mul_(_top(name))
-    code = level.floor()
-    # Between codes k and k+1 lie values from k² to (k+1)²: this chance makes their mean right.
-    chance = level.square_().sub_(code.square()).div_(code.mul(2).add_(1))
-    code.add_(torch.empty_like(chance).uniform_(generator=dice).lt(chance))
+    noise = noise[: padded.numel()].view_as(padded)
+    squared = padded.abs()
+    scale = squared.amax(1, keepdim=True)
+    squared.mul_(top**2 / scale.clamp(min=1e-30)).clamp_max_(top**2)
+    code = squared.sqrt().floor_()
+    # Code k stands for k², so a value between k² and (k+1)² is rounded up if it is above
+    # k² + noise · ((k+1)² - k²): that makes the mean right.
+    bar = code.add(noise, alpha=2).mul_(code).add_(noise)
+    code.add_(squared > bar)
     state[name][blocks] = code.copysign_(padded) if SIGNED[name] else code
     state[f"{name}_scale"][blocks] = scale
 

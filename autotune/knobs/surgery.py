@@ -286,5 +286,6 @@ def _configure(model: nn.Module, sizes: Mapping[str, int]) -> None:
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     for config in configs.values():
         for name, size in sizes.items():
-            if hasattr(config, name):
+            # The head size is read from every configuration, also where it has no default.
+            if hasattr(config, name) or name == "head_dim":
                 setattr(config, name, size)

@@ -16,7 +16,7 @@ from pathlib import Path
 from autotune.core.context import Device
 from autotune.core.errors import UnknownName
 
-OPTIONAL_LIBRARIES = ("peft", "bitsandbytes", "torchao", "pandas")
+OPTIONAL_LIBRARIES = ("peft", "pandas", "scipy")
 _REPORTED = (
     "autotune-memory",
     "torch",

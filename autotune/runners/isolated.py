@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from autotune.trial import warm
 from autotune.trial.worker import enter
 
 PRELOAD = (
@@ -32,13 +33,14 @@ PRELOAD = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
-    "autotune.trial.worker",
     "autotune.trial.lifecycle",
 )
+"""What every trial needs; modules of other model families are imported by the trials that do."""
 
 _ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for devices must not initialise CUDA
     "TOKENIZERS_PARALLELISM": "false",  # threads of the tokenizer do not survive a fork
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores from trials beside them
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
@@ -92,8 +94,9 @@ class WarmParent:
     def __init__(self, extra: Sequence[str] = ()) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        os.environ[warm.VARIABLE] = " ".join([*PRELOAD, *extra])
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload([*PRELOAD, *extra])
+        self._context.set_forkserver_preload([warm.__name__, "autotune.trial.worker"])
 
     def start(self, request: dict[str, Any]) -> Child:
         """Fork a child for one request; see `trial.worker.enter`."""

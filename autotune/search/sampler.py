@@ -23,4 +23,4 @@ class Proposer(Protocol):
         """
 
     def tell(self, record: TrialRecord) -> None:
-        """Learn from a trial that ended, whoever proposed it."""
+        """Learn from a trial, whoever proposed it; one without an outcome is running."""

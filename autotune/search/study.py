@@ -15,7 +15,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.core.outcome import Completed, OutOfMemory, Outcome
+from autotune.core.outcome import Completed, Outcome, OutOfMemory
 from autotune.core.record import TrialRecord
 from autotune.core.space import Space
 from autotune.core.units import GIB

@@ -47,6 +47,7 @@ class Driver:
 
 
 def _born(pid: int) -> float | None:
+    """Return when a process of this host began, None if it is gone or only waits to be reaped."""
     import psutil
 
     try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from autotune.core.errors import MissingLibrary, StorageError
@@ -44,7 +44,9 @@ def connect(where: str | Path, mode: Mode) -> Engine:
     if mode != "create" and not path.is_file():
         raise missing_database(path)
     uri = sqlite_uri(path, _SQLITE_MODES[mode])
-    engine = create_engine(f"sqlite:///{path}", creator=lambda: _open_sqlite(uri, mode))
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)), creator=lambda: _open_sqlite(uri, mode)
+    )
     event.listen(engine, "begin", _begin)
     return engine
 

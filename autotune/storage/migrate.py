@@ -68,12 +68,13 @@ def run_scripts(connection: Connection) -> None:
     """Run every migration script that the database has not seen, within its transaction."""
     from alembic import command
 
-    config = _alembic_config()
+    config = alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
 
-def _alembic_config() -> Config:
+def alembic_config() -> Config:
+    """Return what alembic needs to find the scripts; commands also want a `connection`."""
     from alembic.config import Config
 
     config = Config()
@@ -97,8 +98,7 @@ def _upgrade(connection: Connection, version: str, where: str) -> None:
     from alembic.script import ScriptDirectory
 
     known = {
-        script.revision
-        for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()
+        script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
     }
     if version not in known:
         raise NewerDatabase(

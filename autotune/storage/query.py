@@ -25,6 +25,14 @@ _READS = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
 _QUOTED_OR_COMMENT = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+# What SQLite says, and what PostgreSQL says.
+_WRITES = re.compile("not authorized|authorization denied|readonly|read-only|cannot update view")
+_NO_TABLE = re.compile(
+    r"no such table: (?:main\.|temp\.)?(\w+)|relation \"?(\w+)\"? does not exist"
+)
+_NO_COLUMN = re.compile(
+    r"no such column: (?:\w+\.)?(\w+)|column \"?(?:\w+\.)?(\w+)\"? does not exist"
+)
 _READ_ONLY_HELP = "write one SELECT; a run is changed only by running and resuming it"
 
 
@@ -138,7 +146,8 @@ def _query_server(url: str, statement: str, limit: int | None) -> QueryResult:
                 )
             connection.execute(text("SET TRANSACTION READ ONLY"))
             try:
-                cursor = connection.exec_driver_sql(statement)
+                # Drivers read % as the start of a placeholder, though there are none to fill.
+                cursor = connection.exec_driver_sql(statement.replace("%", "%%"))
                 if not cursor.returns_rows:
                     raise QueryError("this statement returns no rows", help=_READ_ONLY_HELP)
                 found = [tuple(row) for row in _fetch(cursor, limit)]
@@ -153,21 +162,26 @@ def _query_server(url: str, statement: str, limit: int | None) -> QueryResult:
 
 def _explain(error: BaseException, statement: str) -> QueryError:
     message = str(error).strip().splitlines()[0]
-    if re.search(r"not authorized|readonly database|read-only transaction|prohibited", message):
+    if _WRITES.search(message):
         return QueryError(
             "queries are read-only, and this statement does more than read", help=_READ_ONLY_HELP
         )
-    if match := re.search(r"no such table: (?:main\.|temp\.)?(\S+)", message):
-        return QueryError(message, help=_close(match[1], [view.name for view in VIEWS]) + _views())
-    if match := re.search(r"no such column: (?:\w+\.)?(\S+)", message):
+    if match := _NO_TABLE.search(message):
+        return QueryError(
+            message,
+            help=_close(match[match.lastindex or 1], [view.name for view in VIEWS]) + _views(),
+        )
+    if match := _NO_COLUMN.search(message):
         mentioned = [v for v in VIEWS if re.search(rf"\b{v.name}\b", statement)] or list(VIEWS)
         names = list(dict.fromkeys(c.name for view in mentioned for c in view.columns))
-        return QueryError(message, help=_close(match[1], names) + _columns(mentioned))
+        return QueryError(
+            message, help=_close(match[match.lastindex or 1], names) + _columns(mentioned)
+        )
     return QueryError(message, help=_views())
 
 
 def _close(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name.strip('"'), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?\n" if close else ""
 
 

@@ -71,12 +71,17 @@ class Reader:
     Args:
         engine: Connections to it; its schema must be the one of this version.
         clock: Unix time.
+
+    Attributes:
+        url: Its SQLAlchemy URL, password included.
+        where: How messages name it.
     """
 
     def __init__(self, engine: Engine, clock: Clock = time.time) -> None:
         self.engine = engine
         self.clock = clock
         self.where = shown(engine)
+        self.url = engine.url.render_as_string(hide_password=False)
 
     @classmethod
     def open_read_only(cls, where: str | Path) -> Self:
@@ -90,16 +95,16 @@ class Reader:
             NewerDatabase: If a newer autotune wrote it.
         """
         engine = connect(where, "read")
-        with said(shown(engine)), engine.connect() as connection:
-            version = current_version(connection)
-        if version is None:
-            raise foreign_database(shown(engine))
-        if version != HEAD:
-            writer = connect(where, "write")
-            try:
-                migrate(writer)
-            finally:
-                writer.dispose()
+        try:
+            with said(shown(engine)), engine.connect() as connection:
+                version = current_version(connection)
+            if version is None:
+                raise foreign_database(shown(engine))
+            if version != HEAD:
+                _upgrade(where)
+        except BaseException:
+            engine.dispose()
+            raise
         return cls(engine)
 
     def close(self) -> None:
@@ -206,6 +211,14 @@ class Reader:
 def driver_of(row: RunRow) -> Driver:
     """Return the process that drives a run, or drove it last."""
     return Driver(pid=row.driver_pid, host=row.driver_host, born=row.driver_born)
+
+
+def _upgrade(where: str | Path) -> None:
+    writer = connect(where, "write")
+    try:
+        migrate(writer)
+    finally:
+        writer.dispose()
 
 
 def _value(text: str, number: float | None) -> Value:

@@ -22,10 +22,12 @@ from autotune.core.pareto import picks as pareto_picks
 from autotune.core.record import TrialRecord
 from autotune.core.units import GIB
 from autotune.core.workload import Metric, RunSpec
-from autotune.storage.places import DATABASE, log_path, sqlite_uri, study_path
+from autotune.storage.places import DATABASE, log_path, new_run_folder, sqlite_uri, study_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["LATEST", "Run", "find_run", "new_run_folder"]
 
 LATEST = "latest"
 """Names the run that was started last, as does no name at all."""

@@ -6,6 +6,7 @@ that an interrupted run left keeps its number, is repeated under it, and an even
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class Store(Reader):
     """A study database that is written; reads as `Reader` does."""
 
     @classmethod
-    def open(cls, where: str | Path, *, create: bool = False, clock: Clock = time.time) -> Self:
+    def open(cls, where: str | Path, *, create: bool = True, clock: Clock = time.time) -> Self:
         """Open a study database for writing; one of an older version is upgraded in place.
 
         Args:
@@ -78,6 +79,27 @@ class Store(Reader):
                     help=f"autotune resume {spec.name}   to continue it\nor choose another --name",
                 ) from error
             session.add_all(environment_rows(row.id, spec))
+
+    def resume_run(self, spec: RunSpec) -> list[int]:
+        """Record that a run goes on, driven by this process, perhaps with more trials or time.
+
+        Args:
+            spec: What the run depends on from now on; an event keeps what it was before.
+
+        Returns:
+            Numbers of every trial that was interrupted and is to be repeated.
+
+        Raises:
+            UnknownName: If there is no run of that name.
+            StorageError: If the run is still driven by another process.
+        """
+        with self._writing() as session:
+            row = self._take_over(session, spec.name)
+            before = {"spec": json.loads(row.spec)} if row.fingerprint != spec.fingerprint else {}
+            event = Event(trial=-1, kind="resumed", data=before, time=self.clock())
+            session.add(event_row(row.id, event))
+            row.spec, row.fingerprint = json.dumps(spec.to_json()), spec.fingerprint
+            return self._interrupted(session, spec.name)
 
     def add_trial(self, run: str, record: TrialRecord, knobs: Iterable[Knob]) -> None:
         """Record that a trial was submitted.
@@ -130,6 +152,11 @@ class Store(Reader):
             describe_outcome(row, record, record.outcome, metric)
             session.add_all(outcome_rows(row.id, record.outcome))
 
+    def interrupt_trial(self, run: str, number: int) -> None:
+        """Mark a running trial as interrupted: it is to be repeated when the run is resumed."""
+        with self._writing() as session:
+            self._interrupt(session, self._beat(session, run), number)
+
     def set_front(self, run: str, numbers: Collection[int]) -> None:
         """Record which trials are on the front; all others are not."""
         with self._writing() as session:
@@ -157,7 +184,7 @@ class Store(Reader):
         """
         with self._writing() as session:
             row = self._beat(session, run)
-            self._interrupt_running(session, row)
+            self._interrupt(session, row)
             row.status, row.finished = status, self.clock()
 
     def heartbeat(self, run: str) -> None:
@@ -177,21 +204,9 @@ class Store(Reader):
         Raises:
             StorageError: If the run is still driven by another process.
         """
-        driver, now = Driver.current(), self.clock()
         with self._writing() as session:
-            row = self._run(session, run)
-            old = driver_of(row)
-            if row.status == RUNNING and old != driver and old.alive(row.heartbeat, now):
-                raise StorageError(
-                    f"run '{run}' is being driven by process {old.pid} on {old.host}",
-                    help=f"wait until it ends, or stop it: kill -INT {old.pid}\n"
-                    f"a driver on another host counts as gone {LEASE_SECONDS:.0f} s after it died",
-                )
-            row.driver_pid, row.driver_host, row.driver_born = driver.pid, driver.host, driver.born
-            row.status, row.finished, row.heartbeat = RUNNING, None, now
-            self._interrupt_running(session, row)
-            mine = self._trials(session, run).where(TrialRow.status == INTERRUPTED)
-            return [trial.number for trial in session.scalars(mine)]
+            self._take_over(session, run)
+            return self._interrupted(session, run)
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
@@ -207,14 +222,35 @@ class Store(Reader):
         row.heartbeat = now
         return row
 
-    def _interrupt_running(self, session: Session, run: RunRow) -> None:
-        now = self.clock()
+    def _take_over(self, session: Session, run: str) -> RunRow:
+        driver, now = Driver.current(), self.clock()
+        row = self._run(session, run)
+        old = driver_of(row)
+        if row.status == RUNNING and old != driver and old.alive(row.heartbeat, now):
+            raise StorageError(
+                f"run '{run}' is being driven by process {old.pid} on {old.host}",
+                help=f"wait until it ends, or stop it: kill -INT {old.pid}\n"
+                f"a driver on another host counts as gone {LEASE_SECONDS:.0f} s after it died",
+            )
+        row.driver_pid, row.driver_host, row.driver_born = driver.pid, driver.host, driver.born
+        row.status, row.finished, row.heartbeat = RUNNING, None, now
+        self._interrupt(session, row)
+        return row
+
+    def _interrupt(self, session: Session, run: RunRow, number: int | None = None) -> None:
+        """Mark what is running, or only the trial of that number; an event keeps what it was."""
         mine = self._trials(session, run.name).where(TrialRow.status == RUNNING)
+        if number is not None:
+            mine = mine.where(TrialRow.number == number)
         for trial in session.scalars(mine):
-            trial.status, trial.finished = INTERRUPTED, now
-            data = {"started": trial.started, "config": trial.config}
-            event = Event(trial=trial.number, kind=INTERRUPTED, data=data, time=now)
+            trial.status, trial.finished = INTERRUPTED, self.clock()
+            data = {"started": trial.started, "config": json.loads(trial.config)}
+            event = Event(trial=trial.number, kind=INTERRUPTED, data=data, time=trial.finished)
             session.add(event_row(run.id, event))
+
+    def _interrupted(self, session: Session, run: str) -> list[int]:
+        mine = self._trials(session, run).where(TrialRow.status == INTERRUPTED)
+        return [trial.number for trial in session.scalars(mine)]
 
 
 def _trial(run: RunRow, number: int) -> Select[TrialRow]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autotune.core.units import GIB
+
 PREFIX = "autotune_view_"
 
 
@@ -47,8 +49,12 @@ class View:
         return f"DROP VIEW IF EXISTS {self.stored_name}"
 
 
-def _gib(column: str) -> str:
-    return f"NULLIF({column}, 0) / 1073741824.0"
+def _gib(amount: str) -> str:
+    return f"CAST({amount} AS DOUBLE PRECISION) / {GIB}"
+
+
+def _measured_gib(column: str) -> str:
+    return _gib(f"NULLIF({column}, 0)")
 
 
 def _beside_trial(table: str, alias: str) -> str:
@@ -69,8 +75,12 @@ _TRIAL = (
     Column("metric", "r.metric", "the metric that is searched for"),
     Column("score", "t.score", "its value"),
     Column("stderr", "t.stderr", "its standard error over the evaluation set"),
-    Column("peak_gib", _gib("t.peak_bytes"), "peak memory, what the search minimises"),
-    Column("footprint_gib", _gib("t.footprint_bytes"), "strictest peak, held against the budget"),
+    Column("peak_gib", _measured_gib("t.peak_bytes"), "peak memory, what the search minimises"),
+    Column(
+        "footprint_gib",
+        _measured_gib("t.footprint_bytes"),
+        "strictest peak, held against the budget",
+    ),
     Column("seconds", "t.seconds", "duration of the trial"),
     Column("step_seconds", "t.step_seconds", "median duration of an optimizer step"),
     Column("throughput", "t.throughput", "tokens per second"),
@@ -78,7 +88,9 @@ _TRIAL = (
     Column("trained_parameters", "t.trained_parameters", "those of them that were trained"),
     Column("on_front", "t.on_front", "whether it is on the front"),
     Column("feasible", "t.feasible", "whether it completed within the budget"),
-    Column("needed_gib", _gib("t.needed_bytes"), "out of memory: what was needed at least"),
+    Column(
+        "needed_gib", _measured_gib("t.needed_bytes"), "out of memory: what was needed at least"
+    ),
     Column("failure", "t.failure", "why it did not complete"),
 )
 
@@ -117,7 +129,7 @@ VIEWS: tuple[View, ...] = (
             Column("rank", "m.rank", "process of the trial, from 0"),
             Column("phase", "m.phase", "load, first, steady, evaluate"),
             Column("kind", "m.kind", "allocated, reserved, device, resident"),
-            Column("gib", "m.bytes / 1073741824.0", "the peak"),
+            Column("gib", _gib("m.bytes"), "the peak"),
         ),
         _beside_trial("autotune_measurement", "m"),
     ),
@@ -127,7 +139,7 @@ VIEWS: tuple[View, ...] = (
         (
             *_KEYS,
             Column("part", "a.part", "weights, gradients, optimizer, activations, …"),
-            Column("gib", "a.bytes / 1073741824.0", "what it took at the peak of a steady step"),
+            Column("gib", _gib("a.bytes"), "what it took at the peak of a steady step"),
         ),
         _beside_trial("autotune_anatomy", "a"),
     ),
@@ -157,8 +169,8 @@ VIEWS: tuple[View, ...] = (
             Column("space", "r.space", "name of the search space"),
             Column("sampler", "r.sampler", "name of the sampler"),
             Column("seed", "r.seed", "seed of the search"),
-            Column("budget_gib", "r.budget_bytes / 1073741824.0", "the budget"),
-            Column("limit_gib", "r.limit_bytes / 1073741824.0", "the budget less the headroom"),
+            Column("budget_gib", _gib("r.budget_bytes"), "the budget"),
+            Column("limit_gib", _gib("r.limit_bytes"), "the budget less the headroom"),
             Column("device", "r.device", "where it ran"),
         ),
         "autotune_run r",

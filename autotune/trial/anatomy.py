@@ -53,7 +53,7 @@ class LiveStorages(TorchDispatchMode):
     """
 
     def __init__(self, device: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped there
         self.device = device
         self.phase = "forward"
         self.live_bytes = 0
@@ -63,6 +63,10 @@ class LiveStorages(TorchDispatchMode):
         self._entries: dict[int, _Entry] = {}
         self._order = 0
         self._pending: tuple[_Entry, int] | None = None
+
+    def enter(self, phase: str) -> None:
+        """Note what is going on from now on."""
+        self.phase = phase
 
     def adopt(self, tensors: Iterable[Tensor], part: str) -> None:
         """Count tensors that exist already, or move known ones, to `part`."""
@@ -77,7 +81,11 @@ class LiveStorages(TorchDispatchMode):
         self._check()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if any(hasattr(kind, "__tensor_flatten__") and kind is not FakeTensor for kind in types):
             return NotImplemented  # let the subclass take itself apart first

@@ -8,17 +8,14 @@ Whatever goes wrong is raised; `trial/worker.py` turns it into an outcome.
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from autotune.core.knob import run_stage
-from autotune.core.outcome import ANATOMY_PARTS, Completed, Measurement, PeakKind, Phase
+from autotune.core.outcome import Completed, Phase
 from autotune.knobs import BUILTIN
 from autotune.knobs.optimizers import build_optimizer
 from autotune.knobs.stages import (
@@ -38,15 +35,13 @@ from autotune.knobs.stages import (
 )
 from autotune.trial.anatomy import LiveStorages, reachable_bytes, watch_step
 from autotune.trial.loop import schedule, train_step
-from autotune.trial.measure import MEASURED_STEPS, Meter
+from autotune.trial.measure import FIRST_STEPS, MEASURED_STEPS
 from autotune.trial.objective import Objective, load_objective
+from autotune.trial.progress import Progress
 from autotune.trial.spec import TrialSpec
 
 PROBE_STEPS = MEASURED_STEPS + 1
 """Steps that show the peak and its anatomy: those with instruments, and one that is followed."""
-
-Report = Callable[[str, dict[str, object]], None]
-"""Takes the kind of an event and its data."""
 
 
 class LossDiverged(Exception):
@@ -58,50 +53,12 @@ class LossDiverged(Exception):
         self.loss = loss
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far a trial has come: what its outcome can say if it ends early.
-
-    Attributes:
-        phase: The phase it is in.
-        step: Optimizer steps done.
-        anatomy: Bytes by part at the peak of the step that was followed.
-        step_seconds: Of the steps that carried no instrument.
-        tokens_per_step: Tokens in a global batch.
-        parameters: Number of parameters after adaptation.
-        trained_parameters: Those of them that are trained.
-    """
-
-    phase: Phase = Phase.LOAD
-    step: int = 0
-    anatomy: dict[str, int] = field(default_factory=dict)
-    step_seconds: list[float] = field(default_factory=list)
-    tokens_per_step: int = 0
-    parameters: int = 0
-    trained_parameters: int = 0
-
-    def measurement(self, meter: Meter) -> Measurement:
-        """Return what has been measured so far."""
-        seconds = statistics.median(self.step_seconds) if self.step_seconds else 0.0
-        return Measurement(
-            peaks=meter.peaks(),
-            anatomy=dict(self.anatomy),
-            step_seconds=seconds,
-            throughput=self.tokens_per_step / seconds if seconds else 0.0,
-            steps=self.step,
-            parameters=self.parameters,
-            trained_parameters=self.trained_parameters,
-        )
-
-
-def run_trial(spec: TrialSpec, meter: Meter, progress: Progress, report: Report) -> Completed:
+def run_trial(spec: TrialSpec, progress: Progress) -> Completed:
     """Train and evaluate one configuration.
 
     Args:
         spec: What to do.
-        meter: Measures the phases on the trial's device.
-        progress: Kept up to date, so that a trial that ends early leaves what it knows.
-        report: Told `"phase"` and `"step"` events as they happen.
+        progress: Measures, reports, and remembers how far the trial came.
 
     Returns:
         Scores and measurements.
@@ -114,8 +71,8 @@ def run_trial(spec: TrialSpec, meter: Meter, progress: Progress, report: Report)
     objective = load_objective(workload.objective)(workload, Path(spec.cache))
     device = torch.device(spec.device.label)
 
-    enter_phase(Phase.LOAD, progress, report)
-    with meter.load():
+    progress.enter(Phase.LOAD)
+    with progress.meter.load():
         load = run_stage(LOAD, LoadPlan(), BUILTIN, config)
         model = objective.build(load, workload.seed)
         model = run_stage(ADAPT, model, BUILTIN, config)
@@ -130,33 +87,32 @@ def run_trial(spec: TrialSpec, meter: Meter, progress: Progress, report: Report)
     data = DataPlan(sequence_length=workload.sequence_length, global_batch=workload.global_batch)
     data = run_stage(DATA, data, BUILTIN, config)
     step_plan = run_stage(STEP, StepPlan(), BUILTIN, config)
-    train(spec, objective, model, optimizer, data, step_plan, meter, progress, report)
+    train(objective, model, optimizer, spec=spec, data=data, plan=step_plan, progress=progress)
     optimizer.zero_grad(set_to_none=True)
     del optimizer, trained
     if spec.probe:
-        return Completed(measurement=progress.measurement(meter))
+        return Completed(measurement=progress.measurement())
 
-    enter_phase(Phase.EVALUATE, progress, report)
+    progress.enter(Phase.EVALUATE)
     plan = run_stage(EVALUATE, EvalPlan(batch=data.global_batch), BUILTIN, config)
     batches = objective.eval_batches(plan, data.sequence_length)
     for index, sample in enumerate((batches[:1], batches[:1])):
-        with meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(model)):
+        with progress.meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(model)):
             objective.evaluate(model, sample, plan)
     scores = objective.evaluate(model, batches, plan)
     run_stage(DEPLOY, model, BUILTIN, config)
-    return Completed(scores=scores, measurement=progress.measurement(meter))
+    return Completed(scores=scores, measurement=progress.measurement())
 
 
 def train(
-    spec: TrialSpec,
     objective: Objective,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    *,
+    spec: TrialSpec,
     data: DataPlan,
     plan: StepPlan,
-    meter: Meter,
     progress: Progress,
-    report: Report,
 ) -> None:
     """Train for the workload's steps: the first ones measured, one followed, the rest timed.
 
@@ -170,30 +126,24 @@ def train(
     batches = objective.train_batches(data, workload.seed)
     progress.tokens_per_step = data.global_batch * data.sequence_length
     for step in range(steps):
-        phase = Phase.FIRST if step < 2 else Phase.STEADY
-        if progress.phase is not phase:
-            enter_phase(phase, progress, report)
+        phase = Phase.FIRST if step < FIRST_STEPS else Phase.STEADY
+        progress.enter(phase)
         batch = next(batches)
         began = time.perf_counter()
-        followed = step == min(MEASURED_STEPS, steps - 1) and step >= 2
-        if followed:
+        if step == MEASURED_STEPS:
             storages = LiveStorages(device.type)
             with watch_step(storages, model, optimizer):
                 loss = train_step(
-                    objective, model, optimizer, batch, plan,
-                    device=device, enter=lambda name, at=storages: setattr(at, "phase", name),
-                )  # fmt: skip
-            progress.anatomy = whole_anatomy(storages, meter, phase)
+                    objective, model, optimizer, batch, plan, device=device, enter=storages.enter
+                )
+            progress.note_anatomy(storages.peak_parts)
         else:
-            with meter.instrument(phase, step, lambda: reachable_bytes(model, optimizer)):
+            with progress.meter.instrument(phase, step, lambda: reachable_bytes(model, optimizer)):
                 loss = train_step(objective, model, optimizer, batch, plan, device=device)
         rates.step()
         if not math.isfinite(loss):
             raise LossDiverged(step, loss)
-        progress.step = step + 1
-        if step > MEASURED_STEPS:
-            progress.step_seconds.append(time.perf_counter() - began)
-        report("step", {"step": step + 1, "steps": steps, "loss": round(loss, 5)})
+        progress.finish_step(steps, loss, time.perf_counter() - began)
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
@@ -211,17 +161,3 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
             moved[key] = tensor.data
             tensor.data = tensor.data.clone()
     return model
-
-
-def whole_anatomy(storages: LiveStorages, meter: Meter, phase: Phase) -> dict[str, int]:
-    """Return every part at the peak; what the allocator saw beyond the storages is `other`."""
-    parts = {part: storages.peak_parts.get(part, 0) for part in ANATOMY_PARTS}
-    seen = [p.bytes for p in meter.peaks() if (p.phase, p.kind) == (phase, PeakKind.ALLOCATED)]
-    parts["other"] += max(0, max(seen, default=0) - sum(parts.values()))
-    return parts
-
-
-def enter_phase(phase: Phase, progress: Progress, report: Report) -> None:
-    """Note and report that a phase begins."""
-    progress.phase = phase
-    report("phase", {"phase": str(phase)})

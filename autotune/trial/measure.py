@@ -31,8 +31,11 @@ from autotune.core.context import Device
 from autotune.core.outcome import Peak, PeakKind, Phase
 from autotune.trial.limits import status_bytes
 
+FIRST_STEPS = 2
+"""Steps of the first phase: optimizer states come to be in one, and are there in the next."""
+
 MEASURED_STEPS = 4
-"""Steps at the start of a training that carry instruments: two of the first, two steady ones."""
+"""Steps at the start of a training that carry instruments: the first ones and as many steady."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _TIGHT, _RELAXED = 64 * 2**10, 32 * 2**20
@@ -180,7 +183,7 @@ def _rise(roots: list[Any]) -> int:
     while stack:
         event = stack.pop()
         stack.extend(event.children)
-        fields = getattr(event, "extra_fields", None)
+        fields: Any = getattr(event, "extra_fields", None)
         if hasattr(fields, "total_allocated") and fields.device.type == "cpu":
             events.append((event.start_time_ns, fields.total_allocated, fields.alloc_size))
     if not events:
@@ -266,5 +269,3 @@ def _physical_index(index: int) -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in visible.split(",") if name.strip().isdigit()]
     return int(names[index]) if index < len(names) else index
-
-

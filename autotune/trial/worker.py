@@ -21,7 +21,7 @@ from typing import Any
 
 from autotune.core.errors import AutotuneError
 from autotune.core.knob import run_stage
-from autotune.core.outcome import Crashed, Diverged, Outcome, OutOfMemory
+from autotune.core.outcome import Crashed, Diverged, Outcome, OutOfMemory, Phase
 from autotune.core.workload import Workload
 from autotune.trial.spec import TrialSpec
 
@@ -84,7 +84,7 @@ def _describe(message: dict[str, Any], channel: Channel) -> None:
         channel.send("facts", objective.describe().to_json())
     except AutotuneError as error:
         channel.send("error", error.to_json())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  a plug-in may raise anything; it is shown
         traceback.print_exc()
         failure = AutotuneError(
             f"{workload.objective} could not be prepared: {type(error).__name__}: {error}",
@@ -99,38 +99,39 @@ def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
     from autotune.knobs import BUILTIN
     from autotune.knobs.stages import ENVIRONMENT
 
-    os.environ.update(run_stage(ENVIRONMENT, {}, BUILTIN, spec.config))
+    variables = run_stage(ENVIRONMENT, dict[str, str](), BUILTIN, spec.config)
+    os.environ.update(variables)
     import torch
 
     from autotune.trial import limits
-    from autotune.trial.lifecycle import LossDiverged, Progress, run_trial
+    from autotune.trial.lifecycle import LossDiverged, run_trial
     from autotune.trial.measure import make_meter
+    from autotune.trial.progress import Progress
 
     began = time.monotonic()
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.facts.workload.seed)
-    progress = Progress()
-    meter = make_meter(spec.device)
-    limits.enforce(spec.limit_bytes, spec.device, meter.context_bytes)
+    progress = Progress(meter=make_meter(spec.device), report=channel.send)
+    limits.enforce(spec.limit_bytes, spec.device, progress.meter.context_bytes)
     data_bytes = limits.status_bytes("VmData")
 
     def common() -> dict[str, Any]:
         seconds = round(time.monotonic() - began, 4)
-        return {"seconds": seconds, "measurement": progress.measurement(meter)}
+        return {"seconds": seconds, "measurement": progress.measurement()}
 
     try:
-        completed = run_trial(spec, meter, progress, channel.send)
+        completed = run_trial(spec, progress)
         return type(completed)(scores=completed.scores, **common())
     except LossDiverged as error:
         return Diverged(step=error.step, loss=str(error.loss), **common())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever a trial raises is its outcome
         held = _held_bytes(spec, data_bytes)
         limits.lift()
         traceback.print_exc()
         if limits.is_out_of_memory(error):
             needed = max(spec.limit_bytes, held + limits.requested_bytes(error))
             return OutOfMemory(
-                phase=progress.phase,
+                phase=progress.phase or Phase.LOAD,
                 step=progress.step,
                 needed_bytes=needed,
                 message=str(error)[:500],

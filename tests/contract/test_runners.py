@@ -144,9 +144,7 @@ def test_a_crash_is_an_outcome(
     assert "step 0" in outcome.error
 
 
-def test_an_exception_is_an_outcome_with_its_traceback(
-    runner: LocalRunner, tmp_path: Path
-) -> None:
+def test_an_exception_is_an_outcome_with_its_traceback(runner: LocalRunner, tmp_path: Path) -> None:
     outcome = run(runner, tmp_path, "raise")
     assert isinstance(outcome, Crashed)
     assert outcome.error == "ValueError: a bug in the user's code"

@@ -51,10 +51,8 @@ def runner() -> Iterator[LocalRunner]:
 @pytest.fixture(scope="module")
 def facts(runner: LocalRunner, tmp_path_factory: pytest.TempPathFactory) -> WorkloadFacts:
     cache = tmp_path_factory.mktemp("cache")
-    described = runner.describe(
-        Workload(objective="causal_lm", steps=10, global_batch=32, sequence_length=128), cache
-    )
-    return described
+    workload = Workload(objective="causal_lm", steps=10, global_batch=32, sequence_length=128)
+    return runner.describe(workload, cache)
 
 
 def outcome(

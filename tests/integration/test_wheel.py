@@ -50,7 +50,9 @@ def test_only_one_name_goes_into_site_packages(installed: Path) -> None:
 
 
 def test_imports_come_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    program = "import autotune, autotune.objectives.causal_lm as c; print(autotune.__file__, c.__file__)"
+    program = (
+        "import autotune, autotune.objectives.causal_lm as c; print(autotune.__file__, c.__file__)"
+    )
     for path in python(installed, tmp_path, "-c", program).split():
         assert path.startswith(str(installed))
 

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,28 +98,48 @@ class Troubled:
 
 
 def _misbehave(trouble: str) -> float:
-    match trouble.split():
-        case ["hang"]:
-            time.sleep(600)
-        case ["busy"]:
-            while True:  # a loop that never lets go of the interpreter for long
-                pass
-        case ["segfault"]:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case ["killed"]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        case ["exit", code]:
-            os._exit(int(code))
-        case ["raise"]:
-            raise ValueError("a bug in the user's code")
-        case ["diverge"]:
-            return float("nan")
-        case ["allocate", mebibytes]:
-            return float(torch.ones(int(mebibytes) * 2**18).mean())
-        case ["grandchild", marker]:
-            process = subprocess.Popen(["sleep", "600"])
-            Path(marker).write_text(str(process.pid))
-            time.sleep(600)
-        case ["slow", seconds]:
-            time.sleep(float(seconds))
+    kind, _, argument = trouble.partition(" ")
+    return TROUBLES[kind](argument)
+
+
+def _spin(_: str) -> float:
+    while True:  # never lets go of the interpreter for long
+        pass
+
+
+def _signal(name: str) -> Callable[[str], float]:
+    def send(_: str) -> float:
+        os.kill(os.getpid(), getattr(signal, name))
+        return 1.0
+
+    return send
+
+
+def _sleep(seconds: str) -> float:
+    time.sleep(float(seconds or 600))
     return 1.0
+
+
+def _fail(_: str) -> float:
+    raise ValueError("a bug in the user's code")
+
+
+def _start_grandchild(marker: str) -> float:
+    process = subprocess.Popen(["sleep", "600"])
+    Path(marker).write_text(str(process.pid))
+    return _sleep("")
+
+
+TROUBLES: dict[str, Callable[[str], float]] = {
+    "hang": _sleep,
+    "slow": _sleep,
+    "busy": _spin,
+    "segfault": _signal("SIGSEGV"),
+    "killed": _signal("SIGKILL"),
+    "exit": lambda code: os._exit(int(code)),
+    "raise": _fail,
+    "diverge": lambda _: float("nan"),
+    "allocate": lambda mebibytes: float(torch.ones(int(mebibytes) * 2**18).mean()),
+    "grandchild": _start_grandchild,
+}
+"""What a kind of trouble does before the loss is multiplied by what it returns."""

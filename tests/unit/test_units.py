@@ -55,7 +55,14 @@ def test_wrong_amounts_say_what_to_write(text, message, help_text):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1 h 30 min", 5400), ("1d", 86400)],
+    [
+        ("90s", 90),
+        ("30m", 1800),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1 h 30 min", 5400),
+        ("1d", 86400),
+    ],
 )
 def test_durations_are_read(text, seconds):
     assert parse_duration(text) == seconds
@@ -78,7 +85,8 @@ def test_memory_is_shown_with_digits_enough():
     assert format_gib(3 * 2**20) == "0.003 GiB"
     assert gib(GIB, 1) == "1.0"
     assert format_gb(16 * 10**9) == "16.0 GB"
-    assert format_gb(5 * 10**6) == "0.005 GB"
+    assert format_gb(5 * 10**6) == "5.0 MB"
+    assert format_gb(350 * 10**6) == "350 MB"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,9 @@ def test_bytes_come_back(amount):
 
 @given(st.text(max_size=20))
 def test_any_text_is_an_amount_or_an_error(text):
+    help_text = "none"
     try:
         assert parse_bytes(text) > 0
     except BadValue as error:
-        assert error.help
+        help_text = error.help
+    assert help_text

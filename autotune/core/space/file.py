@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 from autotune.core.domains import Choice, Domain, Float, Int, Value, contains
 from autotune.core.errors import AutotuneError, BadValue, SpaceFileError, UnknownName
@@ -104,19 +104,10 @@ class _SpaceFile:
             at = (mark.line, mark.column) if mark else (0, 0)
             problem = (error.problem or error.context or "malformed").splitlines()[0]
             self.fail(SpaceFileError, f"this is not YAML: {problem}", at)
-        except (
-            YAMLError,
-            ValueError,
-            TypeError,
-            ArithmeticError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-            NotImplementedError,
-            AssertionError,
-        ) as error:
-            # ruamel lets errors of its value constructors through, such as for month 13 of a date.
-            self.fail(SpaceFileError, f"this is not YAML: {str(error).splitlines()[0]}", (0, 0))
+        except Exception as error:  # noqa: BLE001  (becomes the error that the user reads)
+            # ruamel lets errors of its constructors through, such as for month 13 of a date.
+            problem = (str(error) or type(error).__name__).splitlines()[0]
+            self.fail(SpaceFileError, f"this is not YAML: {problem}", (0, 0))
 
     def domains(self, root: Any) -> dict[str, Domain]:
         """Return the narrowed domains, in the order of the knobs."""

@@ -70,13 +70,18 @@ class Space:
         for name in config:
             if name not in values:
                 yield f"{name}: there is no knob of that name"
+        for knob in self.knobs:
+            outside = self._outside(knob, values[knob.name])
+            if outside:
+                yield f"{knob.name}={values[knob.name]}: {outside}"
+        yield from self._conflicts(values, context)
+
+    def _conflicts(self, values: Mapping[str, Value], context: Context) -> Iterator[str]:
+        """Yield why values that the space lists do not go together here."""
         context = context.with_config(values)
         for knob in self.knobs:
             value = values[knob.name]
-            outside = self._outside(knob, value)
-            if outside:
-                yield f"{knob.name}={value}: {outside}"
-            elif value != knob.neutral:
+            if value != knob.neutral and value in knob.domain:
                 blocked = knob.blocked(value, context)
                 if blocked is not None:
                     yield f"{knob.name}={value}: {blocked}"
@@ -146,17 +151,21 @@ class Space:
 
     def enumerate(self, context: Context) -> Iterator[Config]:
         """Yield every legal configuration; ranges are tried at the points of `Domain.grid`."""
-        grids = [domain.grid() for domain in self.domains.values()]
-        for values in itertools.product(*grids):
-            config = Config(dict(zip(self.domains, values, strict=True)), self.knobs)
-            if self.legal(config, context):
-                yield config
+        for values in self._legal_values(context):
+            yield Config(values, self.knobs)
 
     def count(self, context: Context) -> int | None:
         """Return the number of legal configurations; None if it cannot be counted quickly."""
         if self.size is None or self.size > _MOST_TO_COUNT:
             return None
-        return sum(1 for _ in self.enumerate(context))
+        return sum(1 for _ in self._legal_values(context))
+
+    def _legal_values(self, context: Context) -> Iterator[dict[str, Value]]:
+        neutral = {knob.name: knob.neutral for knob in self.knobs}
+        for chosen in itertools.product(*(domain.grid() for domain in self.domains.values())):
+            values = {**neutral, **dict(zip(self.domains, chosen, strict=True))}
+            if next(self._conflicts(values, context), None) is None:
+                yield values
 
     def blocked_values(self, context: Context) -> dict[str, dict[Value, str]]:
         """Return the listed values that are illegal alone, off the baseline, and why.

@@ -105,11 +105,11 @@ def _create_trial() -> None:
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("traceback", sa.Text(), nullable=True),
         sa.Column("outcome", sa.Text(), nullable=True),
+        sa.UniqueConstraint("run_id", "number", name="uq_autotune_trial_run_id_number"),
         sa.ForeignKeyConstraint(
             ["run_id"], ["autotune_run.id"], name="fk_autotune_trial_run_id", ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name="pk_autotune_trial"),
-        sa.UniqueConstraint("run_id", "number", name="uq_autotune_trial_run_id_number"),
     )
     op.create_index(
         "ix_autotune_trial_run_id_accuracy_key", "autotune_trial", ["run_id", "accuracy_key"]

@@ -1,0 +1,79 @@
+"""`autotune show`: a run, one trial of it, or what failed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from autotune.cli.options import Common, Flag, Storage
+from autotune.core.errors import UsageError
+from autotune.knobs import BUILTIN
+from autotune.report.document import (
+    SCHEMA,
+    FailedDocument,
+    ShowDocument,
+    run_document,
+    run_head,
+    trial_details,
+)
+from autotune.report.failures import causes
+from autotune.report.summary import summary
+from autotune.report.trial import causes_screen, trial_screen
+from autotune.storage.run import Run, find_run
+
+
+def show(
+    run: Annotated[str | None, Parameter(name="RUN/TRIAL", show_default=False)] = None,
+    /,
+    *,
+    failed: Annotated[bool, Flag] = False,
+    storage: Storage = None,
+    common: Common = Common(),  # noqa: B008  (frozen; cyclopts fills in what was typed)
+) -> None:
+    """Show a run, one trial, or what failed and why.
+
+    Args:
+        run: A run, or a trial of it such as qwen-16gb/17; by default the latest run.
+        failed: What did not fit or finish, grouped by cause, and what to do about it.
+        storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
+        common: Options of every command.
+    """
+    found, number = find_run(run, results=common.results, storage=storage)
+    options = common.where(storage)
+    if failed:
+        if number is not None:
+            raise UsageError(
+                "--failed is about a whole run, not about one trial",
+                help=f"autotune show {found.name} --failed{options}",
+            )
+        _show_failed(found, common, options)
+    elif number is None:
+        screen = summary(found, BUILTIN, width=common.out.width, options=options)
+        common.show(run_document(found, BUILTIN), screen)
+    else:
+        record = found.trial(number)
+        document: ShowDocument = {
+            "schema": SCHEMA,
+            "run": run_head(found),
+            "trial": trial_details(found, record, BUILTIN),
+        }
+        common.show(document, trial_screen(found, record, BUILTIN, options=options))
+
+
+def _show_failed(run: Run, common: Common, options: str) -> None:
+    groups = causes(run.records, run.name, options)
+    document: FailedDocument = {
+        "schema": SCHEMA,
+        "run": run_head(run),
+        "causes": [
+            {
+                "cause": group.cause,
+                "trials": [record.number for record in group.records],
+                "detail": group.detail,
+                "help": group.help,
+            }
+            for group in groups
+        ],
+    }
+    common.show(document, causes_screen(groups, run))

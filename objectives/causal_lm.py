@@ -1,0 +1,305 @@
+"""Causal language modelling: predict the next token.
+
+By default a small Llama learns, byte by byte, the reference text behind Python's `help()`. Your own
+model and data: `--model`, `--data`, `--text-column`. Perplexity is searched for; bits per byte is
+what may be compared between tokenizers.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.llama import modeling_llama  # noqa: F401  # so that warm parents have it
+
+from autotune.core.errors import ModelError
+from autotune.core.outcome import Score
+from autotune.core.workload import Metric, WorkloadFacts
+from autotune.knobs.chunked_loss import chunked_cross_entropy
+from autotune.knobs.loss_chunks import CHANGES_LOGITS
+from autotune.knobs.stages import DataPlan, EvalPlan, LoadPlan, StepPlan
+from autotune.trial.objective import Batch
+
+from .cache import Prepared
+from .columns import texts
+from .corpora import library_topics
+from .files import read_data
+from .models import build_model, check_sequence_length, describe_model, longest_sequence
+from .scratch import small_llama
+from .sources import ModelSource, find_model
+from .streams import blocks, count_blocks, encode_stream, split_documents, token_bytes
+from .task import Task, check_counts, check_tokens, filled, shuffled_places, suggested_steps
+
+PERPLEXITY = Metric(name="perplexity", maximize=False)
+TOKEN_ACCURACY = Metric(name="token_accuracy", maximize=True)
+BITS_PER_BYTE = Metric(name="bits_per_byte", maximize=False)
+
+_KIND = AutoModelForCausalLM
+_LONGEST_DEFAULT = 256
+_TOKENS_AT_ONCE = 256
+"""Tokens whose logits exist at once in an evaluation."""
+
+_MOST_NATS = 100.0
+"""Mean loss beyond which a perplexity is no number worth telling apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Corpus:
+    """Documents to train and evaluate on, and how screens call them."""
+
+    train: Sequence[str]
+    held: Sequence[str]
+    name: str
+    where: str
+
+
+class CausalLM(Task):
+    """Cross-entropy over the next token; perplexity, token accuracy and bits per byte."""
+
+    def look(self) -> tuple[Prepared, WorkloadFacts]:
+        """Find texts and model, and turn the texts into two streams; see `Task.look`."""
+        corpus = self._corpus()
+        source, config, tokenizer = self._model()
+        train = encode_stream(corpus.train, tokenizer)
+        held = encode_stream(corpus.held, tokenizer)
+        sizes = token_bytes(corpus.held, tokenizer)
+        most = self.workload.sequence_length
+        most = most or min(longest_sequence(config) or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
+        check_sequence_length(most, source, config)
+        workload = filled(
+            self.workload,
+            self._defaults(source, count_blocks(train, most), most),
+            most_eval=count_blocks(held, most),
+        )
+        length = workload.sequence_length
+        check_counts(
+            workload,
+            train=count_blocks(train, length),
+            evaluate=count_blocks(held, length),
+            unit=f"sequences of {length} tokens",
+            where=corpus.where,
+        )
+        evaluated = slice(0, workload.eval_examples * length + 1)
+        arrays = {"train": train, "eval": held[evaluated]}
+        check_tokens(arrays.values(), config.get_text_config().vocab_size, source)
+        if sizes is not None:
+            arrays["eval_bytes"] = sizes[evaluated]
+        prepared = Prepared(arrays=arrays, facts={"source": asdict(source)})
+        metrics = (PERPLEXITY, TOKEN_ACCURACY, *((BITS_PER_BYTE,) if sizes is not None else ()))
+        vocab = config.get_text_config().vocab_size
+        model, note = describe_model(_KIND, source, config, vocab=vocab)
+        return prepared, WorkloadFacts(
+            workload=workload,
+            model=model,
+            data=f"{corpus.name}: {len(train):,} tokens to train on, "
+            f"{len(arrays['eval']):,} to evaluate on, sha256 {prepared.digest[:12]}",
+            data_fingerprint=prepared.digest,
+            metrics=metrics,
+            note=" ".join(filter(None, (source.note, note))),
+        )
+
+    def train_batches(self, plan: DataPlan, seed: int) -> Iterator[Batch]:
+        """Yield batches of `input_ids` and `labels`, the tokens that follow them."""
+        stream = self.prepared.arrays["train"]
+        count = count_blocks(stream, plan.sequence_length)
+        for places in shuffled_places(count, plan.global_batch, seed):
+            inputs, labels = blocks(stream, places, plan.sequence_length)
+            yield {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+
+    def eval_batches(self, plan: EvalPlan, sequence_length: int) -> Sequence[Batch]:
+        """Return the held-out blocks; `bytes` is what each block's labels stand for."""
+        arrays = self.prepared.arrays
+        everything = np.arange(count_blocks(arrays["eval"], sequence_length))
+        batches = []
+        for start in range(0, len(everything), plan.batch):
+            places = everything[start : start + plan.batch]
+            inputs, labels = blocks(arrays["eval"], places, sequence_length)
+            batch = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+            if "eval_bytes" in arrays:
+                _, sizes = blocks(arrays["eval_bytes"], places, sequence_length)
+                batch["bytes"] = torch.from_numpy(sizes.sum(1))
+            batches.append(batch)
+        return batches
+
+    def build(self, plan: LoadPlan, seed: int) -> nn.Module:
+        """Return the model with its language modelling head."""
+        source = self.source
+        config = source.config() if source.folder else small_llama()
+        return build_model(_KIND, source, config, plan, seed)
+
+    def loss(self, model: nn.Module, batch: Batch, plan: StepPlan) -> Tensor:
+        """Return the mean cross-entropy over the tokens of a batch, computed in fp32."""
+        labels = batch["labels"].flatten()
+        if plan.loss_chunks == 1:
+            logits = model(input_ids=batch["input_ids"]).logits
+            return cross_entropy(logits.float().flatten(0, 1), labels)
+        head = _output_layer(model)
+        if _changes_logits(model) or type(head) is not nn.Linear:
+            raise ModelError(
+                f"{type(model).__name__} does more to its logits than a matrix product, "
+                "so its loss cannot be computed in pieces",
+                help="set loss_chunks to 1",
+            )
+        hidden = _hidden_states(model, batch["input_ids"])
+        return chunked_cross_entropy(hidden, head.weight, labels, plan.loss_chunks, head.bias)
+
+    def evaluate(
+        self, model: nn.Module, batches: Sequence[Batch], plan: EvalPlan
+    ) -> Mapping[str, Score]:
+        """Return perplexity, token accuracy and, where known, bits per byte."""
+        device = next(model.parameters()).device
+        losses, hits, sizes = [], [], []
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                loss, hit = _token_scores(
+                    model, batch["input_ids"].to(device), batch["labels"].to(device), plan
+                )
+                losses.append(loss.mean(1).cpu())
+                hits.append(hit.float().mean(1).cpu())
+                if "bytes" in batch:
+                    sizes.append(batch["bytes"].float())
+        model.train(training)
+        tokens = sum(batch["labels"].numel() for batch in batches)
+        return _scores(
+            torch.cat(losses).double().numpy(),
+            torch.cat(hits).double().numpy(),
+            float(torch.cat(sizes).sum()) if sizes else 0.0,
+            tokens,
+        )
+
+    def _corpus(self) -> _Corpus:
+        workload = self.workload
+        if workload.data is None:
+            train, held = split_documents([library_topics()])
+            name = f"help topics of Python {platform.python_version()}"
+            return _Corpus(train=train, held=held, name=name, where="the standard library")
+        splits = read_data(workload.data)
+        train = texts(splits.train, workload.text_column)
+        if splits.validation is None:
+            train, held = split_documents(train)
+        else:
+            held = texts(splits.validation, workload.text_column)
+        return _Corpus(train=train, held=held, name=workload.data, where=splits.train.where)
+
+    def _model(self) -> tuple[ModelSource, PreTrainedConfig, PreTrainedTokenizerBase | None]:
+        if self.workload.model is None:
+            return ModelSource(name="Llama 4x128 over bytes"), small_llama(), None
+        source = find_model(self.workload.model, trust=self.workload.trust_remote_code)
+        return source, source.config(), source.tokenizer()
+
+    def _defaults(self, source: ModelSource, train: int, length: int) -> Mapping[str, float]:
+        """Return a training of seconds for the default model, of three passes for another."""
+        rate = 5e-5 if source.pretrained else 2e-3
+        if self.workload.model is None:
+            return {
+                "steps": 100,
+                "global_batch": 16,
+                "sequence_length": 128,
+                "eval_examples": 128,
+                "learning_rate": rate,
+            }
+        batch = self.workload.global_batch or 8
+        return {
+            "steps": suggested_steps(train, batch),
+            "global_batch": batch,
+            "sequence_length": length,
+            "eval_examples": 64,
+            "learning_rate": rate,
+        }
+
+
+def _token_scores(
+    model: nn.Module, tokens: Tensor, labels: Tensor, plan: EvalPlan
+) -> tuple[Tensor, Tensor]:
+    """Return loss in nats and whether the best guess is right, for each token `(batch, tokens)`."""
+    losses, hits = [], []
+    for logits, right in _few_logits(model, tokens, labels, plan):
+        losses.append(cross_entropy(logits, right, reduction="none"))
+        hits.append(logits.argmax(-1) == right)
+    return torch.cat(losses).view_as(labels), torch.cat(hits).view_as(labels)
+
+
+def _few_logits(
+    model: nn.Module, tokens: Tensor, labels: Tensor, plan: EvalPlan
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits `(few, vocab)` in fp32 and their labels `(few,)`.
+
+    Logits of few tokens exist at once, whatever the plan: no gradients need the others.
+    """
+    if _changes_logits(model):
+        for sequence, right in zip(tokens, labels, strict=True):
+            yield model(input_ids=sequence[None]).logits[0].float(), right
+        return
+    head = _output_layer(model)
+    hidden = _hidden_states(model, tokens).flatten(0, 1)
+    few = min(_TOKENS_AT_ONCE, math.ceil(len(hidden) / plan.loss_chunks))
+    for states, right in zip(hidden.split(few), labels.flatten().split(few), strict=True):
+        yield head(states).float(), right
+
+
+def _scores(
+    losses: np.ndarray, hits: np.ndarray, total_bytes: float, tokens: int
+) -> dict[str, Score]:
+    """Return the scores of sequences; they, and not their tokens, are taken as independent.
+
+    The standard error of a perplexity `exp(m)` is that of the mean loss `m` times `exp(m)`, by the
+    delta method.
+
+    Args:
+        losses: Mean loss of each sequence, in nats.
+        hits: Share of tokens that were guessed right, of each sequence.
+        total_bytes: What all labels stand for; 0 if it is not known.
+        tokens: Number of labels.
+    """
+
+    def error(values: np.ndarray) -> float | None:
+        return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+    mean, spread = float(losses.mean()), error(losses)
+    perplexity = math.exp(min(mean, _MOST_NATS))
+    scores = {
+        PERPLEXITY.name: Score(
+            value=perplexity, stderr=None if spread is None else perplexity * spread, n=tokens
+        ),
+        TOKEN_ACCURACY.name: Score(value=float(hits.mean()), stderr=error(hits), n=tokens),
+    }
+    if total_bytes:
+        bits = tokens / total_bytes / math.log(2)
+        scores[BITS_PER_BYTE.name] = Score(
+            value=mean * bits, stderr=None if spread is None else spread * bits, n=tokens
+        )
+    return scores
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the transformers model, from inside peft's wrapper if it has one."""
+    unwrap = getattr(model, "get_base_model", None)
+    inner = unwrap() if unwrap is not None else model
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return what the output layer gets, `(batch, tokens, width)`."""
+    hidden: Tensor = _inner(model).base_model(input_ids=tokens).last_hidden_state  # type: ignore[operator]  # a module of transformers
+    return hidden
+
+
+def _output_layer(model: nn.Module) -> nn.Module:
+    head = _inner(model).get_output_embeddings()  # type: ignore[operator]  # a method of transformers
+    assert isinstance(head, nn.Module)
+    return head
+
+
+def _changes_logits(model: nn.Module) -> bool:
+    config = _inner(model).config
+    return bool(config.get_text_config().model_type in CHANGES_LOGITS)  # type: ignore[union-attr, operator]  # of transformers

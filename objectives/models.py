@@ -1,0 +1,132 @@
+"""How a model is built, and what it looks like before it is.
+
+Building is what transformers does with a folder or a configuration, with two promises on top: the
+random weights of a seed are the same in every dtype, and nothing is printed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from autotune.core.context import ModelFacts
+from autotune.core.errors import ModelError
+from autotune.knobs.stages import LoadPlan
+
+from .sources import ModelSource, loadable, quiet
+
+_OFFSET_POSITIONS = frozenset({"camembert", "longformer", "mpnet", "roberta", "xlm-roberta"})
+_FFN_NAMES = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim")
+
+
+def build_model(
+    kind: Any, source: ModelSource, config: PreTrainedConfig, plan: LoadPlan, seed: int
+) -> nn.Module:
+    """Build a model on the CPU, in training mode.
+
+    Random weights are drawn in fp32 and then rounded, so that all dtypes start from the same model.
+
+    Args:
+        kind: A class such as `AutoModelForCausalLM`.
+        source: Where weights are, if there are any.
+        config: What to build; kept as it is.
+        plan: Dtype and attention kernel.
+        seed: Of the weights that are new.
+
+    Raises:
+        ModelError: If transformers cannot build it like that.
+    """
+    dtype = getattr(torch, plan.dtype)
+    config = copy.deepcopy(config)
+    config.use_cache = False
+    torch.manual_seed(seed)
+    options = {"attn_implementation": plan.attention, "trust_remote_code": source.trust}
+    with quiet(), loadable(source):
+        if source.pretrained:
+            model = kind.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,  # a task head of another size is made anew
+                local_files_only=True,
+                **options,
+            )
+        else:
+            model = kind.from_config(config, dtype=torch.float32, **options)
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(dtype)
+            model.config.dtype = dtype
+    assert isinstance(model, nn.Module)
+    return model.train()
+
+
+def describe_model(
+    kind: Any, source: ModelSource, config: PreTrainedConfig, *, vocab: int
+) -> tuple[ModelFacts, str]:
+    """Read a model's shape from its configuration, and count its parameters without making them.
+
+    Args:
+        kind: A class such as `AutoModelForCausalLM`.
+        source: Where it comes from.
+        config: Its configuration.
+        vocab: Outputs per token; 0 if the model does not predict tokens.
+
+    Returns:
+        The facts, and a sentence that the user should read, or an empty one.
+
+    Raises:
+        ModelError: If transformers cannot build it.
+    """
+    with torch.device("meta"), quiet(), loadable(source):
+        model = kind.from_config(
+            copy.deepcopy(config), attn_implementation="eager", trust_remote_code=source.trust
+        )
+    text = config.get_text_config()
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    hidden = int(getattr(text, "hidden_size", 0) or 0)
+    ffn = next((f for n in _FFN_NAMES if (f := getattr(text, n, None))), 4 * hidden)
+    facts = ModelFacts(
+        name=source.name,
+        family=text.model_type,
+        layers=int(getattr(text, "num_hidden_layers", 0) or 0),
+        heads=heads,
+        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        hidden=hidden,
+        ffn=int(ffn[0] if isinstance(ffn, list | tuple) else ffn),
+        vocab=vocab,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        pretrained=source.pretrained,
+        tied=head is not None and head.weight is table.weight,
+    )
+    fused = getattr(model, "_supports_sdpa", True)
+    return facts, "" if fused else f"{source.name} has only eager attention: --set attention=eager"
+
+
+def longest_sequence(config: PreTrainedConfig) -> int | None:
+    """Return the most tokens that a model has positions for; None if it has no limit."""
+    text = config.get_text_config()
+    positions = int(getattr(text, "max_position_embeddings", None) or 0)
+    if text.model_type in _OFFSET_POSITIONS:
+        positions -= (text.pad_token_id or 0) + 1  # these families number positions from there on
+    return positions if positions > 0 else None
+
+
+def check_sequence_length(asked: int, source: ModelSource, config: PreTrainedConfig) -> None:
+    """Hold a sequence length against the model's positions.
+
+    Raises:
+        ModelError: If it is longer.
+    """
+    most = longest_sequence(config)
+    if most is not None and asked > most:
+        raise ModelError(
+            f"sequences of {asked} tokens are longer than the {most} that {source.name} "
+            "has positions for",
+            where=source.folder,
+            help=f"set training.sequence_length to {most} or less in the space file",
+        )

@@ -1,0 +1,343 @@
+"""What every knob owes, for each of its values and each pair of values: adding one adds its tests.
+
+1. Neutral is the identity. 2. EXACT keeps loss and gradients. 3. Every value, and every pair of
+values, trains or is blocked with a sentence. 4. Bytes move the way they should. 5. Values survive
+JSON. 6. What is deployed loads with plain transformers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from autotune.core.config import Config
+from autotune.core.context import Context, Device, ModelFacts
+from autotune.core.domains import Value
+from autotune.core.errors import UnknownName
+from autotune.core.knob import Knob, Numerics, run_stage
+from autotune.core.rules import RULES
+from autotune.knobs import BUILTIN, knob
+from autotune.knobs.bytes import storage_bytes
+from autotune.knobs.optimizers import build_optimizer
+from autotune.knobs.stages import (
+    ADAPT,
+    DATA,
+    DEPLOY,
+    ENVIRONMENT,
+    EVALUATE,
+    LOAD,
+    OPTIMISE,
+    PARALLELISE,
+    STEP,
+    DataPlan,
+    EvalPlan,
+    LoadPlan,
+    OptimPlan,
+    StepPlan,
+)
+from tests import tiny_models as tiny
+
+BATCH = 4
+FAMILIES = ("gpt2", "llama", "bert")
+VALUES = [(k, v) for k in BUILTIN for v in k.domain.grid()]
+CHOICES = [(k, v) for k, v in VALUES if v != k.neutral]
+PAIRS = [
+    (a, b) for a, b in itertools.combinations(CHOICES, 2) if a[0] is not b[0]
+]  # fmt: skip
+
+
+def _id(choice: object) -> str:
+    if isinstance(choice, tuple):
+        return "=".join(str(getattr(part, "name", part)) for part in choice)
+    return str(choice)
+
+
+def _context(config: dict[str, Value], family: str, batch: int = BATCH) -> Context:
+    return Context(
+        config=Config(config, BUILTIN).complete(BUILTIN),
+        device=Device(kind="cpu"),
+        model=tiny.facts(family),
+        global_batch=batch,
+        libraries=frozenset({"peft"}),
+    )
+
+
+def _reason(config: dict[str, Value], family: str) -> str | None:
+    """Why a configuration is blocked, or None."""
+    context = _context(config, family)
+    reasons = [k.blocked(context.config[k.name], context) for k in BUILTIN]
+    reasons += [rule.reason for rule in RULES if not rule.holds(context)]
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+@dataclass
+class Trial:
+    """The stages of a trial, in the order of `trial/lifecycle.py`, on a tiny model."""
+
+    config: dict[str, Value]
+    family: str
+
+    def __post_init__(self) -> None:
+        assert run_stage(ENVIRONMENT, {}, BUILTIN, self.config) == {}
+        data = DataPlan(sequence_length=8, global_batch=BATCH)
+        assert run_stage(DATA, data, BUILTIN, self.config) == data
+        load = run_stage(LOAD, LoadPlan(), BUILTIN, self.config)
+        model = tiny.build(self.family, dtype=load.dtype, attention=load.attention)
+        model = run_stage(ADAPT, model, BUILTIN, self.config)
+        self.model = run_stage(PARALLELISE, model, BUILTIN, self.config)
+        self.optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, self.config)
+        self.optimizer = build_optimizer(self.model.parameters(), self.optim, base_rate=3e-4)
+        self.plan = run_stage(STEP, StepPlan(), BUILTIN, self.config)
+        self.evaluation = run_stage(EVALUATE, EvalPlan(), BUILTIN, self.config)
+
+    def backward(self) -> float:
+        """One forward and backward pass; returns the loss."""
+        loss = tiny.loss(self.model, self.family, self.plan.loss_chunks)
+        loss.backward()
+        return float(loss.detach())
+
+    def train(self, steps: int) -> list[float]:
+        """Losses before each of `steps` steps."""
+        losses = []
+        for _ in range(steps):
+            losses.append(self.backward())
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return losses
+
+    def evaluate(self) -> float:
+        """The loss without gradients."""
+        with torch.no_grad():
+            return float(tiny.loss(self.model, self.family, self.evaluation.loss_chunks))
+
+    def deploy(self) -> nn.Module:
+        """The model as it is handed on."""
+        return run_stage(DEPLOY, self.model, BUILTIN, self.config).eval()
+
+    def bytes(self) -> dict[str, int]:
+        """Bytes of weights, gradients and optimizer states after a step."""
+        self.backward()
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = storage_bytes(grads)
+        self.optimizer.step()
+        states = [t for s in self.optimizer.state.values() for t in s.values()]
+        return {
+            "weights": storage_bytes([*self.model.parameters(), *self.model.buffers()]),
+            "gradients": gradients,
+            "states": storage_bytes(t for t in states if torch.is_tensor(t) and t.numel() > 1),
+        }
+
+
+def _make_legal(knob_: Knob, value: Value, family: str) -> dict[str, Value] | None:
+    """The configuration of one value, with adapters if it needs them; None if it is blocked."""
+    config: dict[str, Value] = {knob_.name: value}
+    if knob_.name == "weight_bits" and value != 16:
+        config["lora.rank"] = 4
+    reason = _reason(config, family)
+    assert reason is None or len(reason.split()) > 5
+    return config if reason is None else None
+
+
+def test_names_are_unique_and_found() -> None:
+    assert len({k.name for k in BUILTIN}) == len(BUILTIN)
+    assert all(knob(k.name) is k for k in BUILTIN)
+    with pytest.raises(UnknownName, match="unknown knob 'checkpoiting'") as caught:
+        knob("checkpoiting")
+    assert "did you mean 'checkpointing'?" in str(caught.value.help)
+    assert "autotune spaces knobs" in str(caught.value.help)
+
+
+def test_order_of_application() -> None:
+    order = [k.name for k in BUILTIN]
+    chain = ["prune.ffn", "prune.heads", "weight_bits", "lora.rank", "checkpointing"]
+    assert sorted(chain, key=order.index) == chain
+
+
+@pytest.mark.parametrize("choice", VALUES, ids=_id)
+def test_values_survive_json_and_have_a_label(choice: tuple[Knob, Value]) -> None:
+    knob_, value = choice
+    config = Config({knob_.name: value}, BUILTIN)
+    restored = Config(json.loads(json.dumps(config.to_json())), BUILTIN)
+    assert restored == config
+    assert restored.fingerprint == config.fingerprint
+    assert len(config.differences(BUILTIN)) == (value != knob_.neutral)
+    assert str(knob_.show(value)).strip("{}")
+    assert knob_.help.endswith(".")
+
+
+@pytest.mark.parametrize("knob_", BUILTIN, ids=lambda k: k.name)
+def test_neutral_is_never_blocked_and_changes_nothing(knob_: Knob) -> None:
+    for family in (*FAMILIES, "unheard-of"):
+        context = Context(model=ModelFacts(family=family), global_batch=3)
+        assert knob_.blocked(knob_.neutral, context) is None
+    config = {knob_.name: knob_.neutral}
+    model, plan = tiny.build("llama"), StepPlan()
+    before = {name: id(p) for name, p in model.named_parameters()}
+    assert run_stage(ADAPT, model, BUILTIN, config) is model
+    assert run_stage(STEP, plan, BUILTIN, config) is plan
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+
+
+EXACT = [(k, v) for k, v in CHOICES if k.numerics is Numerics.EXACT]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("choice", EXACT, ids=_id)
+def test_exact_keeps_loss_and_gradients(choice: tuple[Knob, Value], family: str) -> None:
+    config = _make_legal(*choice, family)
+    if config is None:
+        return
+    plain, changed = Trial({}, family), Trial(config, family)
+    assert changed.backward() == pytest.approx(plain.backward(), rel=1e-5)
+    gradients = {name: p.grad for name, p in plain.model.named_parameters()}
+    for name, parameter in changed.model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("choice", CHOICES, ids=_id)
+def test_every_value_trains_or_is_blocked(choice: tuple[Knob, Value], family: str) -> None:
+    config = _make_legal(*choice, family)
+    if config is None:
+        return
+    trial = Trial(config, family)
+    before = {name: p.detach().clone() for name, p in trial.model.named_parameters()}
+    losses = trial.train(4)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0] + 0.02
+    trained = {n: p for n, p in trial.model.named_parameters() if p.requires_grad}
+    moved = [n for n, p in trained.items() if not torch.equal(p, before[n])]
+    assert len(moved) > 0.9 * len(trained)
+    assert trial.evaluate() == pytest.approx(trial.backward(), rel=1e-3)
+
+
+@pytest.mark.parametrize("first", CHOICES, ids=_id)
+def test_every_pair_of_values_composes_or_is_blocked(first: tuple[Knob, Value]) -> None:
+    family = "llama"
+    for a, b in PAIRS:
+        if a != first:
+            continue
+        config = {a[0].name: a[1], b[0].name: b[1]}
+        reason = _reason(config, family)
+        if reason is not None:
+            assert len(reason.split()) > 5, config
+            continue
+        loss = Trial(config, family).train(1)[0]
+        assert math.isfinite(loss), config
+
+
+def test_leanest_of_everything_composes_on_every_family() -> None:
+    for family in FAMILIES:
+        config = {k.name: k.leanest for k in BUILTIN}
+        config |= {"accumulation": 4, "optimizer": "lion"}
+        if family == "bert":
+            config["loss_chunks"] = 1
+        assert _reason(config, family) is None
+        trial = Trial(config, family)
+        assert all(math.isfinite(loss) for loss in trial.train(2))
+        assert math.isfinite(trial.evaluate())
+
+
+SHRINKS = [
+    ({"precision": "bf16"}, {"weights": 0.51, "gradients": 0.51, "states": 1.0}),
+    ({"prune.ffn": 0.5}, {"weights": 0.85, "gradients": 0.85, "states": 0.85}),
+    ({"prune.heads": 0.5}, {"weights": 0.92, "gradients": 0.92, "states": 0.92}),
+    ({"lora.rank": 4}, {"weights": 1.4, "gradients": 0.45, "states": 0.45}),
+    ({"lora.rank": 4, "weight_bits": 8}, {"weights": 0.85, "gradients": 0.45, "states": 0.45}),
+    ({"lora.rank": 4, "weight_bits": 4}, {"weights": 0.75, "gradients": 0.45, "states": 0.45}),
+    ({"optimizer": "lion"}, {"weights": 1.0, "gradients": 1.0, "states": 0.5}),
+    ({"optimizer": "adafactor"}, {"weights": 1.0, "gradients": 1.0, "states": 0.1}),
+    ({"optimizer": "sgd"}, {"weights": 1.0, "gradients": 1.0, "states": 0.0}),
+    ({"optimizer.bits": 8}, {"weights": 1.0, "gradients": 1.0, "states": 0.30}),
+]
+
+
+@pytest.mark.parametrize(("config", "shares"), SHRINKS, ids=[str(c) for c, _ in SHRINKS])
+def test_bytes_shrink(config: dict[str, Value], shares: dict[str, float]) -> None:
+    plain, lean = Trial({}, "llama").bytes(), Trial(config, "llama").bytes()
+    for part, share in shares.items():
+        assert lean[part] <= share * plain[part], (part, lean[part] / plain[part])
+
+
+def test_plans_say_what_was_chosen() -> None:
+    config = {"accumulation": 4, "loss_chunks": 16, "learning_rate": 3.0, "lora.rank": 8}
+    trial = Trial({**config, "optimizer": "lion", "optimizer.bits": 8}, "llama")
+    assert trial.plan == StepPlan(accumulation=4, loss_chunks=16)
+    assert trial.evaluation.loss_chunks == 16
+    assert trial.optim == OptimPlan(name="lion", state_bits=8, rate_scale=3.0, adapters=True)
+
+
+DEPLOYED = [
+    {"precision": "bf16"},
+    {"lora.rank": 4},
+    {"lora.rank": 4, "precision": "bf16"},
+    {"lora.rank": 4, "weight_bits": 4},
+    {"lora.rank": 4, "weight_bits": 8, "prune.ffn": 0.5, "checkpointing": "full"},
+    {"prune.ffn": 0.75},
+    {"prune.ffn": 0.25, "precision": "bf16", "optimizer": "lion"},
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("config", DEPLOYED, ids=str)
+def test_deployed_models_load_with_plain_transformers(
+    config: dict[str, Value], family: str, tmp_path
+) -> None:
+    trial = Trial({**config, "learning_rate": 10.0}, family)
+    trial.train(3)
+    with torch.no_grad():
+        trained = tiny.output(trial.model.eval(), family).float()
+    model = trial.deploy()
+    kinds = {type(module) for module in model.modules()}
+    assert kinds == {type(module) for module in tiny.build(family).modules()}
+    model.save_pretrained(tmp_path)
+    restored = type(model).from_pretrained(tmp_path)
+    assert restored.dtype is model.dtype
+    with torch.no_grad():
+        deployed, loaded = tiny.output(model, family), tiny.output(restored.eval(), family)
+    assert torch.equal(loaded, deployed)
+    tolerance = 0.05 if "precision" in config else 1e-4
+    torch.testing.assert_close(deployed.float(), trained, atol=tolerance, rtol=tolerance)
+
+
+def test_deployed_heads_of_grouped_attention_load_with_plain_transformers(tmp_path) -> None:
+    model = Trial({"prune.heads": 0.5, "prune.ffn": 0.5}, "llama").deploy()
+    model.save_pretrained(tmp_path)
+    restored = type(model).from_pretrained(tmp_path)
+    assert torch.equal(tiny.output(restored.eval(), "llama"), tiny.output(model, "llama"))
+
+
+BLOCKED = [
+    (
+        "accumulation",
+        8,
+        {"global_batch": 12},
+        "does not divide the global batch of 12: use one of 1, 2, 4",
+    ),
+    ("lora.rank", 4, {"libraries": frozenset()}, "needs peft, which is not installed"),
+    ("lora.rank", 4, {"model": tiny.facts("bert", pretrained=False)}, "trained from scratch"),
+    ("loss_chunks", 4, {"model": tiny.facts("bert")}, "not over a vocabulary"),
+    ("loss_chunks", 4, {"model": tiny.facts("gemma2")}, "scale or cap their logits"),
+    ("optimizer.bits", 8, {"config": {"optimizer": "sgd"}}, "set optimizer to adamw or lion"),
+    ("prune.ffn", 0.5, {"model": ModelFacts(family="mamba")}, "family 'mamba' are not known"),
+    ("prune.heads", 0.5, {"model": tiny.facts("gpt_neox")}, "family 'gpt_neox' are not known"),
+    ("prune.heads", 0.25, {"model": tiny.facts("llama")}, "would leave 1.5 of 2 key/value groups"),
+    (
+        "precision",
+        "bf16",
+        {"device": Device(kind="cuda", capability=(7, 5))},
+        "compute capability 7.5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "around", "sentence"), BLOCKED)
+def test_reasons_are_sentences(name: str, value: Value, around: dict, sentence: str) -> None:
+    full = {"libraries": frozenset({"peft"}), "global_batch": 32, **around}
+    assert sentence in str(knob(name).blocked(value, Context(**full)))

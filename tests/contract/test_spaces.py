@@ -1,0 +1,73 @@
+"""What every shipped space owes its users."""
+
+from __future__ import annotations
+
+import pytest
+
+from autotune.core.context import Context, Device, ModelFacts
+from autotune.core.knob import Numerics
+from autotune.core.space import load_space, shipped_spaces
+from autotune.knobs import BUILTIN
+
+GPT = ModelFacts(
+    name="tiny", family="gpt2", layers=4, heads=4, kv_heads=4, hidden=64, ffn=256, vocab=512
+)
+CONTEXT = Context(
+    device=Device(kind="cpu", cores=2),
+    model=GPT,
+    global_batch=16,
+    libraries=frozenset({"peft"}),
+)
+spaces = pytest.mark.parametrize("name", shipped_spaces())
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_spaces_that_the_documentation_names_are_shipped():
+    assert set(shipped_spaces()) >= {"default", "lossless", "smoke"}
+
+
+@spaces
+def test_it_is_read_and_says_what_it_is_for(name):
+    space = load_space(name, BUILTIN)
+    assert space.name == name
+    assert 20 <= len(space.summary) <= 80
+
+
+@spaces
+def test_its_baseline_is_all_neutral_and_legal(name):
+    space = load_space(name, BUILTIN)
+    assert not space.baseline()
+    assert space.reasons(space.baseline(), CONTEXT) == ()
+
+
+@spaces
+def test_its_smallest_configuration_is_legal_and_lean(name):
+    space = load_space(name, BUILTIN)
+    smallest = space.smallest(CONTEXT)
+    assert space.reasons(smallest, CONTEXT) == ()
+    assert smallest.get("checkpointing") == "full"
+
+
+@spaces
+def test_each_of_its_knobs_has_a_choice(name):
+    space = load_space(name, BUILTIN)
+    assert all(domain.size != 1 for domain in space.domains.values())
+
+
+@spaces
+def test_its_legal_configurations_can_be_counted(name):
+    assert (load_space(name, BUILTIN).count(CONTEXT) or 0) > 3
+
+
+def test_lossless_has_exact_knobs_only():
+    space = load_space("lossless", BUILTIN)
+    assert {space.knob(name).numerics for name in space.domains} == {Numerics.EXACT}
+
+
+def test_default_varies_everything_that_saves_memory():
+    listed = set(load_space("default", BUILTIN).domains)
+    assert listed == {k.name for k in BUILTIN if k.leanest != k.neutral}
