@@ -29,7 +29,7 @@ from autotune.runners.local import LocalRunner
 from autotune.search.samplers import sampler_kind
 
 DEFAULT_OBJECTIVE = "text_classification"
-DEFAULT_TRIALS = 24
+DEFAULT_TRIALS = 20
 DEFAULT_TRIAL_SECONDS = 3600.0
 _TRAINING = ("steps", "global_batch", "sequence_length", "eval_examples")
 

@@ -70,31 +70,25 @@ class CausalLM(Task):
         train = encode_stream(corpus.train, tokenizer)
         held = encode_stream(corpus.held, tokenizer)
         sizes = token_bytes(corpus.held, tokenizer)
-        most = self.workload.sequence_length
-        most = most or min(longest_sequence(config) or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
-        check_sequence_length(most, source, config)
+        length = self.workload.sequence_length or self._default_length(config)
+        check_sequence_length(length, source, config)
+        blocks_of = {"train": count_blocks(train, length), "evaluate": count_blocks(held, length)}
         workload = filled(
             self.workload,
-            self._defaults(source, count_blocks(train, most), most),
-            most_eval=count_blocks(held, most),
+            self._defaults(source, blocks_of["train"], length),
+            most_eval=blocks_of["evaluate"],
         )
-        length = workload.sequence_length
-        check_counts(
-            workload,
-            train=count_blocks(train, length),
-            evaluate=count_blocks(held, length),
-            unit=f"sequences of {length} tokens",
-            where=corpus.where,
-        )
+        unit = f"sequences of {length} tokens"
+        check_counts(workload, **blocks_of, unit=unit, where=corpus.where)
+        text = config.get_text_config()
+        model, note = describe_model(_KIND, source, config, vocab=getattr(text, "vocab_size", 0))
         evaluated = slice(0, workload.eval_examples * length + 1)
         arrays = {"train": train, "eval": held[evaluated]}
-        check_tokens(arrays.values(), config.get_text_config().vocab_size, source)
+        check_tokens(arrays.values(), model.vocab, source)
         if sizes is not None:
             arrays["eval_bytes"] = sizes[evaluated]
         prepared = Prepared(arrays=arrays, facts={"source": asdict(source)})
         metrics = (PERPLEXITY, TOKEN_ACCURACY, *((BITS_PER_BYTE,) if sizes is not None else ()))
-        vocab = config.get_text_config().vocab_size
-        model, note = describe_model(_KIND, source, config, vocab=vocab)
         return prepared, WorkloadFacts(
             workload=workload,
             model=model,
@@ -196,14 +190,19 @@ class CausalLM(Task):
         source = find_model(self.workload.model, trust=self.workload.trust_remote_code)
         return source, source.config(), source.tokenizer()
 
+    def _default_length(self, config: PreTrainedConfig) -> int:
+        if self.workload.model is None:
+            return 128
+        return min(longest_sequence(config) or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
+
     def _defaults(self, source: ModelSource, train: int, length: int) -> Mapping[str, float]:
         """Return a training of seconds for the default model, of three passes for another."""
         rate = 5e-5 if source.pretrained else 2e-3
         if self.workload.model is None:
             return {
-                "steps": 100,
+                "steps": 64,
                 "global_batch": 16,
-                "sequence_length": 128,
+                "sequence_length": length,
                 "eval_examples": 128,
                 "learning_rate": rate,
             }

@@ -108,8 +108,8 @@ class TextClassification(Task):
             },
         )
         config = self._adjusted(config, prepared.facts)
-        check_tokens((train, held_ids), config.get_text_config().vocab_size, source)
         model, note = describe_model(_KIND, source, config, vocab=0)
+        check_tokens((train, held_ids), config.get_text_config().vocab_size, source)
         return prepared, WorkloadFacts(
             workload=workload,
             model=model,

@@ -61,11 +61,8 @@ def machine_checks(results: Path, *, fast: bool) -> list[Check]:
         fast: Whether to leave out what takes seconds.
     """
     devices = detect_devices()
-    checks = [
-        *(check_device(device) for device in devices),
-        check_nvml(),
-        *check_precision(devices),
-    ]
+    checks = [check_device(device) for device in devices]
+    checks += [check_nvml(), check_precision(devices[0]), check_knobs(devices[0])]
     checks += [check_python(), check_torch(fast=fast), *check_optional()]
     return [*checks, check_results(results)]
 

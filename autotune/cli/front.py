@@ -93,7 +93,12 @@ def matching(run: Run, records: list[TrialRecord], where: str | None) -> list[Tr
         return records
     metrics = [metric.name for metric in run.spec.facts.metrics]
     knobs = [knob.name for knob in BUILTIN]
-    expression = compile_expression(where, [*metrics, *MEASURED, *REFERENCES, *knobs])
+    try:
+        expression = compile_expression(where, [*metrics, *MEASURED, *REFERENCES, *knobs])
+    except BadValue as error:
+        raise BadValue(
+            error.message, where="--where", context=error.context, help=EXAMPLE
+        ) from error
     if not expression.is_condition:
         raise BadValue(f"'{where}' is not true or false", where="--where", help=EXAMPLE)
     references = _references(run, expression)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -48,12 +48,12 @@ class Common:
     no_color: Annotated[bool, Parameter(group=EVERYWHERE), Flag] = False
     """Write no escape codes: no colours, nothing redrawn. NO_COLOR in the environment does too."""
 
-    @cached_property
+    @property
     def out(self) -> Console:
         """Where results go."""
         return make_console(sys.stdout, plain=self.no_color)
 
-    @cached_property
+    @property
     def err(self) -> Console:
         """Where narration goes."""
         return make_console(sys.stderr, plain=self.no_color)
@@ -78,9 +78,9 @@ class Common:
 
     def where(self, storage: str | None = None) -> str:
         """Return what has to be added to a command for it to find the same runs."""
-        typed = source_of("--results") not in ("env", "default") and self.results != Path("results")
-        found = f" --results {self.results}" if typed else ""
-        return found + (f" --storage {storage}" if storage else "")
+        typed = source_of("--results") == "cli"
+        found = f" --results {shlex.quote(str(self.results))}" if typed else ""
+        return found + (f" --storage {shlex.quote(storage)}" if storage else "")
 
 
 def whole_number(name: str, value: int, least: int) -> int:

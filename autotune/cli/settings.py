@@ -33,7 +33,6 @@ FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Files that are looked for, and the table of each that counts. The first one found is used."""
 
 _SHARED = ("results", "device", "json", "quiet", "verbose", "no-color")
-_COMMANDS = ("run", "resume", "front", "show", "query", "spaces", "doctor")
 _sources: dict[str, str] = {}
 
 
@@ -98,8 +97,10 @@ def _find() -> tuple[str, Mapping[str, Any]]:
 
 
 def _check_names(settings: Mapping[str, Any], where: str) -> None:
+    from autotune.cli import COMMANDS
+
     for name, value in settings.items():
-        known = _COMMANDS if isinstance(value, Mapping) else _SHARED
+        known = tuple(COMMANDS) if isinstance(value, Mapping) else _SHARED
         if name.replace("_", "-") not in known:
             kind = "section" if isinstance(value, Mapping) else "setting of every command"
             raise UnknownName.among(kind, name, known, where=where)

@@ -1,5 +1,8 @@
 """The optimizers behind the knobs, and their default learning rates.
 
+Rates are relative to AdamW's, so that one number of the workload serves them all; the factors were
+chosen on the default workload, and adapters' as in Schulman et al. 2025, LoRA Without Regret.
+
 Where torch's own fused kernels do the job (fp32 parameters, fp32 states) they are used. The rest is
 here: parameters in bf16 and states in 8 bits. Each update is computed in fp32, piece by piece, so
 that temporaries stay small, and is written back as `knobs/rounding.py` says. States are kept in
@@ -28,9 +31,6 @@ if TYPE_CHECKING:
 BASE_RATE = 5e-5
 """Learning rate of AdamW for fine-tuning all weights of a pretrained model."""
 
-ADAPTER_FACTOR = 10.0
-"""Adapters take about ten times the rate of full fine-tuning (Schulman et al. 2025)."""
-
 PIECE = {"cpu": 2**18, "cuda": 2**22}
 """Values updated at once: what fits a CPU's cache; enough to keep a GPU busy."""
 
@@ -43,22 +43,25 @@ class Family:
         rate: Default learning rate in units of AdamW's.
         decay: Weight decay; it acts times the rate, so it is higher where rates are lower.
         moments: Names of its states, one value per parameter each.
+        adapters: Factor on the rate where adapters are trained. Ten for those that normalise
+            updates; SGD's grow with the gradients, which are larger in adapters already.
     """
 
     rate: float
     decay: float
     moments: tuple[str, ...]
+    adapters: float = 10.0
 
 
 FAMILIES = {
     "adamw": Family(rate=1.0, decay=0.01, moments=("mean", "square")),
-    "lion": Family(rate=0.2, decay=0.05, moments=("mean",)),
+    "lion": Family(rate=0.5, decay=0.02, moments=("mean",)),
     # Adafactor's rate is relative to the root mean square of each tensor, about 0.03.
     "adafactor": Family(rate=20.0, decay=0.0, moments=()),
     # Without momentum, which would cost as much memory as Lion's state: the leanest that trains.
-    "sgd": Family(rate=1000.0, decay=0.0, moments=()),
+    "sgd": Family(rate=1000.0, decay=0.0, moments=(), adapters=3.0),
 }
-"""Rate of each family: AdamW 5e-5, Lion 1e-5, Adafactor 1e-3, SGD 5e-2, times ten for adapters."""
+"""Rate of each family: AdamW 5e-5, Lion 2.5e-5, Adafactor 1e-3, SGD 5e-2; more for adapters."""
 
 
 def learning_rate(plan: OptimPlan, base_rate: float | None = None) -> float:
@@ -74,8 +77,9 @@ def learning_rate(plan: OptimPlan, base_rate: float | None = None) -> float:
     if plan.name not in FAMILIES:
         raise BadValue(f"'{plan.name}' is no optimizer", help=f"known: {', '.join(FAMILIES)}")
     rate = base_rate or BASE_RATE
-    adapters = ADAPTER_FACTOR if plan.adapters else 1.0
-    return rate * FAMILIES[plan.name].rate * plan.rate_scale * adapters
+    family = FAMILIES[plan.name]
+    adapters = family.adapters if plan.adapters else 1.0
+    return rate * family.rate * plan.rate_scale * adapters
 
 
 def build_optimizer(

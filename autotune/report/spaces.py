@@ -111,7 +111,7 @@ def space_screen(space: Space, context: Context) -> RenderableType:
         parts.append(Text(f"It trains with {training}."))
     if space.rules:
         parts += [Text(), Text("Rules", style="bold")]
-        parts += [Padding(Text(rule.reason), (0, 0, 0, 3)) for rule in space.rules]
+        parts += [Padding(Text(rule.reason), (0, 0, 0, 3), expand=False) for rule in space.rules]
     parts += blocked_lines(space, context)
     return Group(*parts)
 

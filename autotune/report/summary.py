@@ -25,7 +25,6 @@ from autotune.report.text import (
     Column,
     Listing,
     make_table,
-    sentence_list,
     trials_table,
 )
 from autotune.storage.run import Run
@@ -119,7 +118,7 @@ def pick_names(picks: Picks) -> dict[str, TrialRecord]:
     """Return the picks by what they are called; one that is several things gets one row."""
     roles = (
         ("best score", picks.best_accuracy),
-        ("recommended: knee", picks.knee),
+        ("knee", picks.knee),
         ("least memory", picks.least_memory),
     )
     names: dict[int, list[str]] = {}
@@ -127,7 +126,13 @@ def pick_names(picks: Picks) -> dict[str, TrialRecord]:
         if record is not None:
             names.setdefault(record.number, []).append(role)
     records = {record.number: record for _, record in roles if record is not None}
-    return {sentence_list(parts): records[number] for number, parts in names.items()}
+    return {_called(parts): records[number] for number, parts in names.items()}
+
+
+def _called(roles: Sequence[str]) -> str:
+    if len(roles) == 3:
+        return "best in everything"
+    return "recommended: knee" if roles == ["knee"] else ", ".join(roles)
 
 
 def next_steps(run: Run, options: str = "") -> Listing:

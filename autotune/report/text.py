@@ -62,17 +62,34 @@ class Listing:
         """Yield the lines; what something is goes below its name where both do not fit."""
         indent = len(self.title) + 2 if self.title else 0
         room = options.max_width - indent - 3
-        beside = [cell_len(name) for name, what in self.rows if cell_len(name + what) <= room]
-        width = max(beside, default=0)
+        width = self._width(room)
         for index, (name, what) in enumerate(self.rows):
             lead = f"{self.title}  " if index == 0 and self.title else " " * indent
             line = Text(lead, style="bold").append(name, style="not bold")
-            if cell_len(name) <= width and width + cell_len(what) <= room:
+            if cell_len(name) <= width:
                 yield line.append(f"{'':{width - cell_len(name) + 3}}{what}", style="not bold dim")
             else:
                 yield line
                 if what:
                     yield Text(f"{'':{indent + 3}}{what}", style="dim")
+
+    def _width(self, room: int) -> int:
+        """Return the greatest width up to which all names have what they are beside them."""
+        lengths = [(cell_len(name), cell_len(what)) for name, what in self.rows]
+        fitting = (
+            width
+            for width, _ in lengths
+            if all(width + what <= room for name, what in lengths if name <= width)
+        )
+        return max(fitting, default=0)
+
+
+class _Console(Console):
+    """A console that leaves it to its program what to do when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through; rich would end the program here."""
+        raise BrokenPipeError
 
 
 def make_console(file: IO[str], *, plain: bool = False, width: int | None = None) -> Console:
@@ -84,7 +101,7 @@ def make_console(file: IO[str], *, plain: bool = False, width: int | None = None
         width: Columns; by default the terminal's, or 80 where there is none.
     """
     plain = plain or not is_terminal(file)
-    return Console(
+    return _Console(
         file=file,
         markup=False,
         highlight=False,
@@ -148,11 +165,6 @@ def bar(share: float, width: int = BAR) -> str:
     """Draw a share of a whole: `█████░░░░░░░`."""
     full = round(min(max(share, 0.0), 1.0) * width)
     return "█" * full + "░" * (width - full)
-
-
-def sentence_list(parts: Sequence[str]) -> str:
-    """Join parts the way a sentence does: `a, b and c`."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
 
 
 def trials_table(

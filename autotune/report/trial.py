@@ -15,7 +15,7 @@ from autotune.core.domains import Value
 from autotune.core.knob import Knob
 from autotune.core.outcome import Completed, Crashed, Measurement, OutOfMemory, PeakKind, Phase
 from autotune.core.record import TrialRecord
-from autotune.core.units import format_duration, format_gib
+from autotune.core.units import MIB, format_duration, format_gib
 from autotune.report.failures import Cause
 from autotune.report.text import (
     Column,
@@ -76,7 +76,7 @@ def causes_screen(causes: Sequence[Cause], run: Run) -> RenderableType:
         parts.append(Text(f"{len(cause.records)}  {cause.cause}", style="bold"))
         lines = [f"trials {numbers}{f', and {more} more' if more > 0 else ''}"]
         lines += [cause.detail] if cause.detail else []
-        parts += [Padding(Text("\n".join([*lines, cause.help])), (0, 0, 1, 3))]
+        parts += [Padding(Text("\n".join([*lines, cause.help])), (0, 0, 1, 3), expand=False)]
     return Group(*parts)
 
 
@@ -138,7 +138,7 @@ def _anatomy(measured: Measurement) -> RenderableType:
     rows = [
         (part, memory_text(amount), f"{amount / total:.0%}", bar(amount / total, 24))
         for part, amount in measured.anatomy.items()
-        if amount > 0
+        if amount >= MIB
     ]
     columns = (Column("part"), Column("GiB", "right"), Column("share", "right"), Column(""))
     return make_table(columns, rows)

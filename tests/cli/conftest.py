@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import autotune.runners.devices
 from autotune.__main__ import main
+from autotune.runners import devices
 from tests.cli.recorded import DEVICE, record_run
 
 
@@ -42,10 +42,9 @@ def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOTUNE_RESULTS", "results")
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(autotune.runners.devices, "detect_devices", lambda: [DEVICE])
-    monkeypatch.setattr(
-        autotune.runners.devices, "OPTIONAL_LIBRARIES", ("peft", "bitsandbytes", "torchao")
-    )
+    monkeypatch.setattr(devices, "_cuda_devices", list)
+    monkeypatch.setattr(devices, "cpu_device", lambda: DEVICE)
+    monkeypatch.setattr(devices, "find_spec", lambda name: name)
 
 
 @pytest.fixture

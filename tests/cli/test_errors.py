@@ -107,7 +107,7 @@ def test_error_is_a_document_too(
 def test_database_of_a_newer_version_is_left_alone(autotune_says: Command, recorded: Path) -> None:
     database = recorded / "study.db"
     with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("UPDATE autotune_version SET version_num = '9999'")
+        connection.execute("UPDATE autotune_alembic_version SET version_num = '9999'")
     shutil.copy(database, "copy.db")
     said = autotune_says("show", NAME)
     check(said, 1)

@@ -157,7 +157,7 @@ def test_spaces_check_and_cp(autotune_says: Command) -> None:
     before = Path("mine.yaml").read_text()
     again = autotune_says("spaces", "cp", "default", "mine.yaml")
     assert again.status == 1
-    assert "never overwritten" in again.err
+    assert "ever overwritten" in again.err
     assert Path("mine.yaml").read_text() == before
     Path("folder").mkdir()
     autotune_says("spaces", "cp", "smoke", "folder")

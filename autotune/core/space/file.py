@@ -103,11 +103,11 @@ class _SpaceFile:
             mark = error.problem_mark or error.context_mark
             at = (mark.line, mark.column) if mark else (0, 0)
             problem = (error.problem or error.context or "malformed").splitlines()[0]
-            self.fail(SpaceFileError, f"this is not YAML: {problem}", at)
+            self.fail(SpaceFileError, f"this is not YAML: {problem}", at, help=_outline())
         except Exception as error:  # noqa: BLE001  (becomes the error that the user reads)
             # ruamel lets errors of its constructors through, such as for month 13 of a date.
             problem = (str(error) or type(error).__name__).splitlines()[0]
-            self.fail(SpaceFileError, f"this is not YAML: {problem}", (0, 0))
+            self.fail(SpaceFileError, f"this is not YAML: {problem}", (0, 0), help=_outline())
 
     def domains(self, root: Any) -> dict[str, Domain]:
         """Return the narrowed domains, in the order of the knobs."""
