@@ -1,7 +1,7 @@
 """The parts of the loop: propose and start a trial, conclude one, keep the front.
 
 The driver that holds a `Search` is the only writer of the study database and the only one that asks
-and tells. `autotune/tune.py` has the loop itself.
+and tells. `autotune/tuner.py` has the loop itself.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from autotune.driver import Search
 from autotune.plan import Plan
 
 
-
 def check_that_something_fits(search: Search) -> None:
     """Look at the opening trials once they have ended.
 

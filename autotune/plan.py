@@ -31,12 +31,15 @@ from autotune.search.samplers import sampler_kind
 DEFAULT_OBJECTIVE = "text_classification"
 DEFAULT_TRIALS = 20
 DEFAULT_TRIAL_SECONDS = 3600.0
+FIRST_LOOK_SECONDS = 240.0
+"""Time for a search on an objective's own model and data, unless trials or time are given: it is
+there to be looked at, and ends within five minutes on two cores."""
 _TRAINING = ("steps", "global_batch", "sequence_length", "eval_examples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a user may choose; see `autotune.tune.tune` for what each means."""
+    """What a user may choose; see `autotune.tune` for what each means."""
 
     budget: str | Budget
     objective: str = DEFAULT_OBJECTIVE
@@ -125,7 +128,7 @@ def make_plan(settings: Settings, runner: Runner, *, name: str, cache: Path) -> 
         sampler=settings.sampler,
         seed=settings.seed,
         trials=settings.trials,
-        time_limit=settings.time,
+        time_limit=_time_limit(settings),
         trial_limit=settings.trial_seconds,
         jobs=len(devices),
         threads=max(1, device.cores // len(devices)),
@@ -188,6 +191,13 @@ def resolve_budget(budget: str | Budget, device: Device) -> Budget:
             help="use what the device has: --budget auto",
         )
     return result
+
+
+def _time_limit(settings: Settings) -> float | None:
+    own = settings.model is None and settings.data is None
+    if settings.time is None and own and settings.trials == DEFAULT_TRIALS:
+        return FIRST_LOOK_SECONDS
+    return settings.time
 
 
 def _workload(settings: Settings, space: Space) -> Workload:
@@ -260,5 +270,7 @@ def _sources(settings: Settings, space: Space) -> dict[str, str]:
         given = name == "steps" and settings.steps
         sources[name] = "given" if given else "space" if name in space.training else "objective"
     sources["device"] = "given" if settings.device else "device"
+    if settings.time is None and _time_limit(settings) is not None:
+        sources["time"] = "objective"
     sources["jobs"] = "given" if settings.jobs else "device"
     return sources | {f"set {knob}": "given" for knob in settings.overrides}

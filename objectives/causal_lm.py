@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.llama import modeling_llama  # noqa: F401  # so that warm parents have it
 
 from autotune.core.errors import ModelError
 from autotune.core.outcome import Score

@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.models.bert import modeling_bert  # noqa: F401  # so that warm parents have it
 
 from autotune.core.outcome import Score
 from autotune.core.workload import Metric, WorkloadFacts

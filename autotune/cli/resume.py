@@ -35,7 +35,7 @@ def resume(
     Returns:
         The exit status.
     """
-    from autotune.tune import resume as continue_run
+    from autotune.tuner import resume as continue_run
 
     total, extra = parse_trials(trials)
     seconds = None if time is None else parse_duration(time)

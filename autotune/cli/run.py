@@ -124,7 +124,7 @@ def parse_overrides(typed: Sequence[str]) -> dict[str, str]:
 
 
 def _search(settings: Settings, name: str | None, storage: str | None, common: Common) -> int:
-    from autotune.tune import tune
+    from autotune.tuner import tune
 
     values = {field: getattr(settings, field) for field in Settings.__dataclass_fields__}
     with watching(common) as observers:

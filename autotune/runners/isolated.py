@@ -16,6 +16,7 @@ import signal
 import sys
 import types
 from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -42,6 +43,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # threads of the tokenizer do not survive a fork
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores from trials beside them
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "KINETO_LOG_LEVEL": "5",  # or the profiler writes a line into the log for each session
 }
 
 
@@ -92,11 +94,11 @@ class WarmParent:
     """
 
     def __init__(self, extra: Sequence[str] = ()) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        os.environ[warm.VARIABLE] = " ".join([*PRELOAD, *extra])
         self._context = mp.get_context("forkserver")
         self._context.set_forkserver_preload([warm.__name__, "autotune.trial.worker"])
+        variables = _ENVIRONMENT | {warm.VARIABLE: " ".join([*PRELOAD, *extra])}
+        with _environment(variables):
+            forkserver.ensure_running()
 
     def start(self, request: dict[str, Any]) -> Child:
         """Fork a child for one request; see `trial.worker.enter`."""
@@ -108,6 +110,18 @@ class WarmParent:
             process.start()
         writing.close()
         return Child(process, reading)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables that are not set, for what is started inside."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

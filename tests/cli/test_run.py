@@ -10,7 +10,7 @@ import pytest
 from syrupy.assertion import SnapshotAssertion
 
 import autotune.cli.dry_run
-import autotune.tune
+import autotune.tuner
 from autotune.core.outcome import Crashed
 from autotune.core.record import TrialRecord
 from autotune.plan import Settings
@@ -43,7 +43,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
         def runner(settings: Settings) -> ReplayRunner:
             return kind(facts(), found)
 
-        monkeypatch.setattr(autotune.tune, "local_runner", runner)
+        monkeypatch.setattr(autotune.tuner, "local_runner", runner)
         monkeypatch.setattr(autotune.cli.dry_run, "local_runner", runner)
 
     use(records())

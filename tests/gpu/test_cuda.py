@@ -25,7 +25,7 @@ from autotune.core.workload import Workload, WorkloadFacts
 from autotune.runners.devices import detect_devices
 from autotune.runners.local import LocalRunner
 from autotune.trial.spec import TrialSpec
-from autotune.tune import tune
+from autotune.tuner import tune
 
 CUDA = [device for device in detect_devices() if device.kind == "cuda"]
 pytestmark = [

@@ -17,7 +17,7 @@ from autotune.core.errors import AutotuneError, BadValue, NothingFits, UnknownNa
 from autotune.core.outcome import Completed, OutOfMemory
 from autotune.core.record import TrialRecord
 from autotune.storage.run import Run
-from autotune.tune import resume, tune
+from autotune.tuner import resume, tune
 from tests.contract.test_runners import is_gone
 
 pytestmark = pytest.mark.training
@@ -63,7 +63,7 @@ def numbers(run: Run) -> list[tuple[object, ...]]:
 
 def drive(code: str, **arguments: object) -> subprocess.Popen[str]:
     """Start a driver of its own in another process."""
-    program = f"from autotune.tune import tune\n{code.format(arguments=repr(arguments))}"
+    program = f"from autotune.tuner import tune\n{code.format(arguments=repr(arguments))}"
     return subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,

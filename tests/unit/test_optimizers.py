@@ -168,13 +168,14 @@ def test_schedules_change_the_rate() -> None:
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     weight.grad = torch.ones(4)
     optimizer.step()
-    assert weight.tolist() == pytest.approx([-0.1] * 4)
+    assert weight.tolist() == pytest.approx([-0.25] * 4)
 
 
 def test_rates() -> None:
     assert learning_rate(OptimPlan()) == pytest.approx(5e-5)
-    assert learning_rate(OptimPlan(name="lion", rate_scale=3.0), 1e-3) == pytest.approx(6e-4)
+    assert learning_rate(OptimPlan(name="lion", rate_scale=3.0), 1e-3) == pytest.approx(1.5e-3)
     assert learning_rate(OptimPlan(adapters=True)) == pytest.approx(5e-4)
+    assert learning_rate(OptimPlan(name="sgd", adapters=True)) == pytest.approx(0.15)
 
 
 def test_what_cannot_be_built_is_an_error() -> None:

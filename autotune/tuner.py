@@ -34,7 +34,6 @@ from autotune.search.study import StudyMirror
 from autotune.storage.run import Run, new_run_folder
 from autotune.storage.store import Store
 
-
 HEARTBEAT_SECONDS = 15.0
 """The database hears of the driver at least this often, also while one long trial runs."""
 
@@ -181,7 +180,7 @@ def resume(
         run: Name of the run; None for the latest.
         trials: Most trials in all; None for as many as before.
         extra: Trials on top of that.
-        time: Most seconds in all; None for as before.
+        time: Most seconds in all; None for as before, or for no limit if trials are given.
         results: Where runs are kept.
         storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
         runner: Runs the trials; None for this machine.
@@ -195,7 +194,8 @@ def resume(
     """
     found = Run.open(run, results=results, storage=storage)
     most = (trials if trials is not None else found.spec.trials) + extra
-    limit = time if time is not None else found.spec.time_limit
+    asked_for_more = trials is not None or extra > 0
+    limit = found.spec.time_limit if time is None and not asked_for_more else time
     plan = plan_again(replace(found.spec, trials=most, time_limit=limit))
     settings = Settings(budget=plan.budget, device=plan.context.device.kind, jobs=plan.spec.jobs)
     used = runner or local_runner(settings)

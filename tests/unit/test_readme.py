@@ -1,0 +1,86 @@
+"""Everything that the README says to type works, and every number in it was recorded."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+import autotune
+import autotune.cli.dry_run
+import autotune.tuner
+from autotune.__main__ import main
+from autotune.plan import Settings
+from autotune.runners.replay import ReplayRunner
+from autotune.storage.run import Run
+from tests.recorded import BLOCK, BLOCKS, REFERENCE, ROOT, RUN, refresh
+
+README = (ROOT / "README.md").read_text()
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in fenced("bash")
+    for line in block.splitlines()
+    if line.startswith("autotune ")
+]
+
+
+@pytest.fixture
+def replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let trials end as in the recorded run, which is also the latest run of the results."""
+    recorded = Run.open(RUN, results=REFERENCE)
+
+    def runner(settings: Settings) -> ReplayRunner:
+        return ReplayRunner(recorded.spec.facts, recorded.records)
+
+    monkeypatch.setattr(autotune.tuner, "local_runner", runner)
+    monkeypatch.setattr(autotune.cli.dry_run, "local_runner", runner)
+    results = tmp_path / "results"
+    shutil.copytree(REFERENCE / RUN, results / RUN)
+    monkeypatch.setenv("AUTOTUNE_RESULTS", str(results))
+    monkeypatch.chdir(tmp_path)
+    return results
+
+
+def test_recorded_blocks_are_what_the_program_prints() -> None:
+    assert {name for name, _ in BLOCK.findall(README)} == set(BLOCKS)
+    assert refresh(README) == README, "python -m tests.recorded writes them anew"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_work(
+    command: str, replayed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = shlex.split(command)[1:]
+    if arguments == ["doctor"]:
+        arguments.append("--fast")
+    assert main(arguments) in ((0, 4) if arguments[0] == "doctor" else (0,))
+    assert capsys.readouterr().out
+
+
+def test_python_example_works(
+    replayed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(replayed.parent)
+    (example,) = fenced("python")
+    exec(compile(example, "README.md", "exec"), {})  # noqa: S102  our own page
+    assert capsys.readouterr().out.strip()
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(fenced("bash")), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", re.findall(r"`((?:autotune|objectives|tests)/[\w/.]+)`", README))
+def test_paths_exist(path: str) -> None:
+    assert (ROOT / path).exists()
