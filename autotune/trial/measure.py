@@ -172,6 +172,9 @@ def _tensor_peak() -> Iterator[Callable[[], int]]:
         yield peak
     if profiler.profiler is not None and profiler.profiler.kineto_results is not None:
         result = _rise(profiler.profiler.kineto_results.experimental_event_tree())
+    # The profiler holds its events in a cycle; left alone, they would count as the next step's.
+    profiler.profiler = None
+    gc.collect()
 
 
 def _rise(roots: list[Any]) -> int:

@@ -7,6 +7,7 @@ data. The warm parent has only imported modules: no tensor was computed and no d
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing as mp
 import os
@@ -58,6 +59,7 @@ def enter(request: str, connection: Connection) -> None:
         connection: Where events go.
     """
     os.setsid()
+    gc.freeze()  # what was imported lives on; collections need not walk it, nor copy its pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     threading.Thread(target=_end_with_driver, daemon=True).start()
     message = json.loads(request)
