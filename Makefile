@@ -4,13 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: run test check coverage benchmark clean
+.PHONY: run test check benchmark clean
 
 run: $(READY)            ## search for the best trainings within 16 GB
 	$(BIN)/autotune run --budget 16GB
 
 test: $(READY)           ## every test; those that need a GPU say so and skip without one
-	$(BIN)/pytest
+	$(BIN)/pytest --cov=autotune --cov-report=term:skip-covered --cov-fail-under=90
 
 check: $(READY)          ## the house rules: style, types, layers, documentation, dependencies
 	$(BIN)/ruff check .
@@ -19,9 +19,6 @@ check: $(READY)          ## the house rules: style, types, layers, documentation
 	$(BIN)/lint-imports
 	$(BIN)/interrogate autotune objectives
 	$(BIN)/deptry .
-
-coverage: $(READY)       ## tests with the coverage that the house asks for
-	$(BIN)/pytest --cov=autotune --cov-report=term --cov-fail-under=90
 
 benchmark: $(READY)      ## seconds that the engine adds to a trial, beside its peer
 	$(BIN)/python -m tests.benchmarks.overhead

@@ -153,7 +153,8 @@ def plan_again(spec: RunSpec) -> Plan:
     Raises:
         UnknownName: If its device is not there any more.
     """
-    device = pick_device(str(spec.device["kind"]))
+    kind, index = str(spec.device["kind"]), spec.device.get("index", 0)
+    device = pick_device(kind if kind == "cpu" else f"{kind}:{index}")
     space = parse_space(spec.space_source, spec.space, BUILTIN).narrowed(spec.overrides)
     return Plan(
         spec=spec,
@@ -232,7 +233,7 @@ def _devices(settings: Settings, budget: Budget) -> tuple[Device, ...]:
 
 
 def _slots(device: Device, jobs: int) -> tuple[Device, ...]:
-    if device.kind == "cuda":
+    if device.kind == "cuda" and jobs > 1:
         found = [d for d in detect_devices() if d.kind == "cuda"]
         return tuple(found[index % len(found)] for index in range(jobs))
     return (device,) * jobs

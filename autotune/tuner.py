@@ -197,7 +197,7 @@ def resume(
     asked_for_more = trials is not None or extra > 0
     limit = found.spec.time_limit if time is None and not asked_for_more else time
     plan = plan_again(replace(found.spec, trials=most, time_limit=limit))
-    settings = Settings(budget=plan.budget, device=plan.context.device.kind, jobs=plan.spec.jobs)
+    settings = Settings(budget=plan.budget, device=plan.context.device.label, jobs=plan.spec.jobs)
     used = runner or local_runner(settings)
     try:
         database = storage or _database(found.folder)

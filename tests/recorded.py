@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from autotune.__main__ import main
 
@@ -24,21 +25,14 @@ BLOCK = re.compile(r"<!-- recorded: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 def show_run() -> str:
     """Return the final screen of the recorded default run, 100 columns wide."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
     printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            status = main(["show", RUN, "--results", str(REFERENCE)])
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
+    surroundings = {"COLUMNS": "100", "AUTOTUNE_RESULTS": str(REFERENCE)}
+    with mock.patch.dict(os.environ, surroundings), contextlib.redirect_stdout(printed):
+        status = main(["show", RUN])
     if status != 0:
         raise SystemExit(f"autotune show {RUN} exited with {status}")
     lines = [line.rstrip() for line in printed.getvalue().splitlines()]
-    text = "\n".join(lines).replace(f" --results {REFERENCE}", "").strip("\n")
+    text = "\n".join(lines).strip("\n")
     return f"```text\n{text}\n```\n"
 
 

@@ -52,13 +52,11 @@ def find_linears(model: nn.Module) -> dict[str, nn.Module]:
 
     Packed layers count. To be asked before adapters are put on, whose own matrices are dense too.
     """
-    from autotune.knobs.packed import PackedLinear
-
     return {
         f"{block_name}.{name}": module
         for block_name, block in find_blocks(model)
         for name, module in block.named_modules()
-        if is_dense(module) or isinstance(module, PackedLinear)
+        if isinstance(module, nn.Linear | Conv1D)
     }
 
 

@@ -149,7 +149,7 @@ def next_steps(run: Run, options: str = "") -> Listing:
     if bad:
         what = f"the {len(bad)} that did not fit or finish, by cause"
         rows.append((f"autotune show {name} --failed{options}", what))
-    rows.append((f'autotune query --run {name}{options} "select * from trials"', "SQL"))
+    rows.append((f'autotune query --run {name}{options} "select * from trials"', "ask in SQL"))
     if run.status == "done":
         rows.append((f"autotune resume {name}{options} --trials +20", "search on"))
     return Listing("Next", rows)

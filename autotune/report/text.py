@@ -204,7 +204,8 @@ def trials_table(
         row.append(memory_text(measured.peak_bytes if measured else 0))
         row.append(rate_text(measured.throughput if measured else 0.0))
         if budget is not None:
-            row.append(bar((measured.footprint_bytes if measured else 0) / budget.total_bytes))
+            share = (measured.footprint_bytes if measured else 0) / budget.total_bytes
+            row.append(f"{bar(share, 8)} {share:4.0%}")
         row.append(record.config.describe(knobs))
         rows.append(row)
     return make_table(columns, rows)

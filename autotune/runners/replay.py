@@ -23,7 +23,7 @@ from autotune.core.record import TrialRecord, finished
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.trial.spec import Event, TrialSpec
 
-PROBE_STEPS = 3
+PROBE_STEPS = 5
 
 
 class ReplayRunner:
@@ -140,7 +140,7 @@ def _distance(a: Mapping[str, Value], b: Mapping[str, Value]) -> int:
 
 
 def _outcome(record: TrialRecord, spec: TrialSpec) -> Outcome:
-    """Return how the trial ends: as recorded, but for a probe after three steps, without scores."""
+    """Return how the trial ends: as recorded, but a probe ends early and without scores."""
     outcome = record.outcome
     if outcome is None:
         raise ValueError(f"trial {record.number} of the recording has no outcome")

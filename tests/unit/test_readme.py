@@ -56,9 +56,7 @@ def test_recorded_blocks_are_what_the_program_prints() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_work(
-    command: str, replayed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_work(command: str, replayed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = shlex.split(command)[1:]
     if arguments == ["doctor"]:
         arguments.append("--fast")
@@ -71,7 +69,7 @@ def test_python_example_works(
 ) -> None:
     monkeypatch.chdir(replayed.parent)
     (example,) = fenced("python")
-    exec(compile(example, "README.md", "exec"), {})  # noqa: S102  our own page
+    exec(compile(example, "README.md", "exec"), {})  # our own page
     assert capsys.readouterr().out.strip()
 
 

@@ -159,7 +159,7 @@ def test_probe_measures_memory_only() -> None:
     runner.submit(spec(0, {}, probe=True))
     outcome = outcome_from_json(drain(runner)[-1].data)
     assert isinstance(outcome, Completed)
-    assert (outcome.scores, outcome.measurement.steps, outcome.seconds) == ({}, 3, 0.75)
+    assert (outcome.scores, outcome.measurement.steps, outcome.seconds) == ({}, 5, 1.25)
     recorded = RECORDS[0].outcome
     assert recorded is not None
     assert outcome.measurement.peak_bytes == recorded.measurement.peak_bytes
