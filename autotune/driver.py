@@ -46,6 +46,7 @@ class Search:
         observers: Told what happens.
         records: Every trial of the run, by number.
         running: The device of each trial that runs.
+        repeats: What an earlier part of the run left unfinished, to be tried again.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class Search:
     observers: Sequence[Observer] = ()
     records: dict[int, TrialRecord] = field(default_factory=dict)
     running: dict[int, Device] = field(default_factory=dict)
+    repeats: dict[int, TrialRecord] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,9 +84,11 @@ class Search:
     def remember(self, records: Sequence[TrialRecord]) -> None:
         """Take over the trials of an earlier part of the run, and let the proposer learn them."""
         for record in records:
-            if record.outcome is not None:
+            self.proposer.tell(record)
+            if record.outcome is None:
+                self.repeats[record.number] = record
+            else:
                 self.records[record.number] = record
-                self.proposer.tell(record)
                 self.mirror.tell(record, self.plan.spec.facts.metric)
 
     def announce(self) -> None:
@@ -170,7 +174,9 @@ class Search:
             call(observer)
 
     def _propose(self, number: int) -> tuple[Config | None, Origin]:
-        """Return a configuration: the opening first, then what the proposer asks for."""
+        """Return a configuration: what is to be repeated, the opening, then the proposer's."""
+        if (left := self.repeats.pop(number, None)) is not None:
+            return left.config, left.origin
         space, context = self.plan.space, self.plan.context
         if number < len(OPENING):
             opening = (space.baseline(), space.smallest(context))[number]

@@ -81,7 +81,7 @@ def check_precision(device: Device) -> Check:
     """Say which number formats a device computes by itself."""
     if device.bf16:
         return Check(Verdict.GOOD, "precision", f"bf16 in hardware on {device.label}")
-    found = f"bf16 not in hardware on {device.label}: it saves memory, and is emulated slowly"
+    found = f"bf16 not in hardware on {device.label}: it saves memory, not time"
     return Check(Verdict.WARNING, "precision", found)
 
 

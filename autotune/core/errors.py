@@ -99,6 +99,8 @@ class UnknownName(UsageError):
             parts.append(f"`{listing}` lists all {len(names)}")
         elif names:
             parts.append(f"known: {', '.join(names[:20])}")
+        else:
+            parts.append(f"there is no {kind} yet")
         return cls(
             f"unknown {kind} '{name}'", where=where, context=context, help="  ".join(parts) or None
         )

@@ -38,6 +38,9 @@ PRELOAD = (
 )
 """What every trial needs; modules of other model families are imported by the trials that do."""
 
+_GRACE_SECONDS = 5.0
+"""How long a child that has handed in its outcome may take to end by itself."""
+
 _ENVIRONMENT = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for devices must not initialise CUDA
     "TOKENIZERS_PARALLELISM": "false",  # threads of the tokenizer do not survive a fork
@@ -74,11 +77,12 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         self.process.kill()
+        self.process.join()
         self.reap()
 
     def reap(self) -> None:
-        """Wait for the end of the process, take what is left of its group along, close the pipe."""
-        self.process.join()
+        """See the process end, take what is left of its group along, close the pipe."""
+        self.process.join(_GRACE_SECONDS)
         pid = self.process.pid
         if pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):

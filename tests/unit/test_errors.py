@@ -46,7 +46,7 @@ def test_an_unknown_name_suggests_the_closest_and_how_to_list_all():
 
 def test_an_unknown_name_without_listing_shows_what_is_known():
     assert UnknownName.among("sampler", "xyzzy", ["tpe", "gp"]).help == "known: gp, tpe"
-    assert UnknownName.among("run", "x", []).help is None
+    assert UnknownName.among("run", "x", []).help == "there is no run yet"
 
 
 def test_json_of_an_unknown_kind_becomes_the_root():
