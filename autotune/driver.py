@@ -81,6 +81,16 @@ class Search:
         """Trials that no other feasible trial beats in both accuracy and memory."""
         return front(self.ended, self.plan.spec.facts.metric)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the opening still has to show that anything fits; no more is started before."""
+        opening = any(self.records[number].origin in OPENING for number in self.running)
+        return (
+            len(self.records) >= len(OPENING)
+            and opening
+            and not any(record.feasible for record in self.ended)
+        )
+
     def remember(self, records: Sequence[TrialRecord]) -> None:
         """Take over the trials of an earlier part of the run, and let the proposer learn them."""
         for record in records:

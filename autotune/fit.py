@@ -64,7 +64,7 @@ def nothing_fits(plan: Plan, smallest: TrialRecord, measured: Completed | None) 
             + (f": {items}" if items else ""),
             f"it is {smallest.config.describe(plan.space.knobs)}",
         ],
-        help=f"the smallest budget that works is {budget}:  autotune run --budget {budget}",
+        help=f"the smallest budget that works is {budget}: the same command with --budget {budget}",
     )
 
 

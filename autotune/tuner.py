@@ -56,7 +56,7 @@ def search(state: Search) -> str:
     try:
         while more or state.running:
             more = more and (limit is None or runner.now() - began < limit)
-            while more and len(state.running) < runner.slots:
+            while more and len(state.running) < runner.slots and not state.undecided:
                 more = state.submit_next()
             if (event := runner.next(HEARTBEAT_SECONDS)) is None:
                 state.store.heartbeat(state.name)

@@ -48,7 +48,8 @@ def enforce(limit_bytes: int, device: Device, context_bytes: int) -> None:
         context_bytes: Part of it that the CUDA context takes; 0 on a CPU.
     """
     if device.kind == "cuda":
-        share = max(0.0, limit_bytes - context_bytes) / device.total_bytes
+        total = torch.cuda.get_device_properties(device.index).total_memory
+        share = max(0.0, limit_bytes - context_bytes) / total
         torch.cuda.set_per_process_memory_fraction(min(1.0, share), device.index)
         return
     ceiling = status_bytes("VmData") + limit_bytes + PROCESS_SLACK_BYTES

@@ -161,9 +161,10 @@ def test_interrupt_finishes_bookkeeping_and_resume_adds(space: str, tmp_path: Pa
     assert list(again.records[: len(finished)]) == finished
 
 
-def test_nothing_fits_says_what_would(space: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nothing_fits_says_what_would(space: str, tmp_path: Path, jobs: int) -> None:
     with pytest.raises(NothingFits, match=r"fits 0\.5 MB") as caught:
-        tune(**settings(space, tmp_path / "r", {}, budget="500kB"), name="small")
+        tune(**settings(space, tmp_path / "r", {}, budget="500kB", jobs=jobs), name="small")
     assert "the smallest configuration needs" in caught.value.context[0]
     assert "accum 32" in caught.value.context[1]
     words = str(caught.value.help).split()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,7 +134,9 @@ def test_limits_are_set_as_the_device_needs(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda share, index: shares.append(share)
     )
-    limits.enforce(8 * 10**9, Device(kind="cuda", total_bytes=16 * 10**9), 10**9)
+    properties = SimpleNamespace(total_memory=16 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    limits.enforce(8 * 10**9, Device(kind="cuda"), 10**9)
     assert shares == [pytest.approx(7 / 16)]
     limits.lift()
     assert calls
