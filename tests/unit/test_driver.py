@@ -1,4 +1,4 @@
-"""The parts of the loop, over a replay: what is repeated, and in which order trials are proposed."""
+"""The parts of the loop, over a replay: what is repeated, in which order trials are proposed."""
 
 from __future__ import annotations
 
