@@ -146,6 +146,21 @@ def tune(
         device=device,
         trial_seconds=trial_seconds,
     )
+    return start(
+        settings, name=name, results=results, storage=storage, runner=runner, observers=observers
+    )
+
+
+def start(
+    settings: Settings,
+    *,
+    name: str | None = None,
+    results: str | Path = "results",
+    storage: str | None = None,
+    runner: Runner | None = None,
+    observers: Sequence[Observer] = (),
+) -> Run:
+    """Start a run from settings that stand together; see `tune` for what each parameter means."""
     used = runner or local_runner(settings)
     try:
         folder = new_run_folder(results, name)

@@ -124,11 +124,10 @@ def parse_overrides(typed: Sequence[str]) -> dict[str, str]:
 
 
 def _search(settings: Settings, name: str | None, storage: str | None, common: Common) -> int:
-    from autotune.tuner import tune
+    from autotune.tuner import start
 
-    values = {field: getattr(settings, field) for field in Settings.__dataclass_fields__}
     with watching(common) as observers:
-        found = tune(
-            **values, name=name, results=common.results, storage=storage, observers=observers
+        found = start(
+            settings, name=name, results=common.results, storage=storage, observers=observers
         )
     return finish(found, common, storage)

@@ -1,7 +1,7 @@
 """Dense products of bf16 tensors on processors without bf16 instructions.
 
-There, a native bf16 matrix product is 10 to 80 times slower than an fp32 one (the library falls
-back to a scalar loop). What bf16 saves is memory, so tensors stay in bf16, and each layer is
+There, a native bf16 matrix product is far slower than an fp32 one: the library falls back to a
+scalar loop. What bf16 saves is memory, so tensors stay in bf16, and each layer is
 multiplied in fp32 for the moment of its product: forward, and again in backward. Only bf16 tensors
 are saved.
 """

@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -20,7 +20,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from autotune.knobs.blocks import dense_weight, find_linears, is_dense, replace_module
+from autotune.core.errors import ModelError
+from autotune.knobs.blocks import (
+    dense_weight,
+    find_blocks,
+    find_linears,
+    is_dense,
+    replace_module,
+)
 from autotune.knobs.dense import product_dtype
 
 if TYPE_CHECKING:
@@ -29,6 +36,9 @@ if TYPE_CHECKING:
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUP = 64
 _PER_WORD = 8
+
+MOST_LEFT = 0.1
+"""Share of the block weights that may stay dense, such as a table of position biases."""
 
 
 class Packed(NamedTuple):
@@ -179,14 +189,33 @@ def pack_blocks(model: nn.Module, bits: int) -> nn.Module:
     """Pack every linear layer of the blocks, one after the other, each dense weight being freed.
 
     Raises:
-        ModelError: If the model's blocks cannot be found.
+        ModelError: If the model's blocks cannot be found, or hold much of their weights in layers
+            of another kind (experts in one tensor, layers that are quantised already), which would
+            stay as they are under a label that says otherwise.
     """
     linears = find_linears(model)
     for name in list(linears):
         layer = linears.pop(name)
         if is_dense(layer):
             replace_module(model, name, PackedLinear(layer, bits))
+    left = sum(
+        parameter.numel()
+        for _, block in find_blocks(model)
+        for parameter in block.parameters()
+        if parameter.ndim > 1
+    )
+    packed = sum(m.in_features * m.out_features for m in model.modules() if _is_packed(m))
+    if left > MOST_LEFT * (left + packed):
+        raise ModelError(
+            f"{left / (left + packed):.0%} of the block weights of {type(model).__name__} are not "
+            f"in plain linear layers, so {bits} bits cannot be had for them",
+            help="set weight_bits to 16",
+        )
     return model
+
+
+def _is_packed(module: nn.Module) -> TypeGuard[PackedLinear]:
+    return isinstance(module, PackedLinear)
 
 
 def unpack_model(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
+from autotune.core.errors import ModelError
 from autotune.knobs.bytes import storage_bytes
 from autotune.knobs.packed import (
     WIDTHS,
@@ -154,3 +155,11 @@ def test_eight_bits_are_closer_than_four() -> None:
         errors.append(float((PackedLinear(layer, bits).dequantise(torch.float32) - weight).norm()))
     assert errors[1] < errors[0] / 10
     assert quantise(weight, 8).codes.numel() == weight.numel()
+
+
+def test_weights_in_layers_of_another_kind_are_not_passed_over() -> None:
+    model = tiny.build("llama")
+    block = model.model.layers[0]
+    block.experts = nn.Parameter(torch.zeros(4, 256, 256))
+    with pytest.raises(ModelError, match="not in plain linear layers, so 4 bits cannot be had"):
+        pack_blocks(model, 4)
