@@ -172,7 +172,9 @@ class Search:
             facts=spec.facts,
             device=device,
             threads=spec.threads,
-            limit_bytes=record.limit_bytes,
+            limit_bytes=device.total_bytes
+            if spec.facts.workload.purpose == "inference"
+            else record.limit_bytes,
             limit_seconds=min(spec.trial_limit, patience),
             cache=str(self.folder / "cache"),
             log=str(self.folder / "trials" / str(record.number) / "log.txt"),

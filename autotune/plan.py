@@ -45,6 +45,7 @@ class Settings:
     objective: str = DEFAULT_OBJECTIVE
     model: str | None = None
     data: str | None = None
+    teacher: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     trust_remote_code: bool = False
@@ -173,6 +174,8 @@ def context_of(facts: WorkloadFacts, device: Device) -> Context:
         model=facts.model,
         global_batch=facts.workload.global_batch,
         libraries=installed_libraries(),
+        features=frozenset(facts.features),
+        purpose=facts.workload.purpose,
     )
 
 
@@ -203,8 +206,6 @@ def _time_limit(settings: Settings) -> float | None:
 
 def _workload(settings: Settings, space: Space) -> Workload:
     training = {name: int(space.training.get(name, 0)) for name in _TRAINING}
-    if settings.steps:
-        training["steps"] = settings.steps
     return Workload(
         objective=settings.objective.replace("-", "_"),
         model=settings.model,
@@ -213,7 +214,12 @@ def _workload(settings: Settings, space: Space) -> Workload:
         label_column=settings.label_column,
         trust_remote_code=settings.trust_remote_code,
         seed=settings.seed,
-        **training,
+        teacher=settings.teacher,
+        purpose=space.purpose,
+        steps=settings.steps or training["steps"],
+        global_batch=training["global_batch"],
+        sequence_length=training["sequence_length"],
+        eval_examples=training["eval_examples"],
     )
 
 

@@ -75,6 +75,7 @@ def tune(
     objective: str = DEFAULT_OBJECTIVE,
     model: str | None = None,
     data: str | None = None,
+    teacher: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     trust_remote_code: bool = False,
@@ -101,6 +102,7 @@ def tune(
         objective: What to train for; `autotune spaces objectives` lists them.
         model: A folder or hub name; None for the objective's own.
         data: A file or folder; None for the objective's own.
+        teacher: A folder or hub name for distillation to learn from; None for the model itself.
         text_column: Column of the text in `data`.
         label_column: Column of the label in `data`.
         trust_remote_code: Whether code that comes with the model may run.
@@ -132,6 +134,7 @@ def tune(
         objective=objective,
         model=model,
         data=data,
+        teacher=teacher,
         text_column=text_column,
         label_column=label_column,
         trust_remote_code=trust_remote_code,

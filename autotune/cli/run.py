@@ -26,6 +26,7 @@ def run(
     objective: Annotated[str, Parameter(group=WHAT, metavar="NAME")] = DEFAULT_OBJECTIVE,
     model: Annotated[str | None, Parameter(group=WHAT, metavar="MODEL")] = None,
     data: Annotated[str | None, Parameter(group=WHAT, metavar="DATA")] = None,
+    teacher: Annotated[str | None, Parameter(group=WHAT, metavar="MODEL")] = None,
     text_column: Annotated[str | None, Parameter(group=WHAT, metavar="COLUMN")] = None,
     label_column: Annotated[str | None, Parameter(group=WHAT, metavar="COLUMN")] = None,
     trust_remote_code: Annotated[bool, Parameter(group=WHAT), Flag] = False,
@@ -58,6 +59,7 @@ def run(
         objective: What to train for; `autotune spaces objectives` lists them.
         model: A folder or hub name; by default the objective's own small model.
         data: A file or folder; by default the objective's own small data.
+        teacher: A model for distillation to learn from; by default the trained one, unpruned.
         text_column: Column of the text in the data.
         label_column: Column of the label in the data.
         trust_remote_code: Allow code that comes with the model to run.
@@ -83,6 +85,7 @@ def run(
         objective=objective,
         model=model,
         data=data,
+        teacher=teacher,
         text_column=text_column,
         label_column=label_column,
         trust_remote_code=trust_remote_code,

@@ -7,7 +7,7 @@ numbers, so that `spaces show`, `--dry-run` and the search ask the same question
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from autotune.core.domains import Value
 
@@ -91,6 +91,9 @@ class Context:
         model: What would be trained.
         global_batch: Sequences per optimizer step, whatever the micro-batch.
         libraries: Optional libraries that are installed, by import name.
+        features: What of a data or evaluation plan the objective carries out: `"by_length"`,
+            `"documents"`, `"on_the_fly"`, `"memory_map"`, `"stream"`.
+        purpose: Whose memory is minimised: `"training"` or `"inference"`.
     """
 
     config: Mapping[str, Value] = field(default_factory=dict)
@@ -98,16 +101,12 @@ class Context:
     model: ModelFacts = field(default_factory=ModelFacts)
     global_batch: int = 1
     libraries: frozenset[str] = frozenset()
+    features: frozenset[str] = frozenset()
+    purpose: str = "training"
 
     def with_config(self, config: Mapping[str, Value]) -> Context:
         """Return the same surroundings for another configuration."""
-        return Context(
-            config=config,
-            device=self.device,
-            model=self.model,
-            global_batch=self.global_batch,
-            libraries=self.libraries,
-        )
+        return replace(self, config=config)
 
     def lacks(self, library: str, extra: str) -> str | None:
         """Return the sentence for a missing optional library, or None if it is there."""

@@ -71,6 +71,8 @@ class Measurement:
         steps: Optimizer steps done.
         parameters: Number of parameters after adaptation.
         trained_parameters: Those of them that were trained.
+        counted: The one phase whose peaks count, where only the trained model's memory is
+            searched for; empty if all do.
     """
 
     peaks: tuple[Peak, ...] = ()
@@ -80,10 +82,12 @@ class Measurement:
     steps: int = 0
     parameters: int = 0
     trained_parameters: int = 0
+    counted: str = ""
 
     def peak(self, kind: PeakKind, phase: Phase | None = None) -> int:
-        """Return the greatest peak of a kind over ranks, and over phases unless one is named."""
-        fitting = (p.bytes for p in self.peaks if p.kind == kind and phase in (None, p.phase))
+        """Return the greatest peak of a kind over ranks, in one phase or in all that count."""
+        wanted = phase or self.counted
+        fitting = (p.bytes for p in self.peaks if p.kind == kind and wanted in ("", p.phase))
         return max(fitting, default=0)
 
     @property
@@ -94,7 +98,7 @@ class Measurement:
     @property
     def footprint_bytes(self) -> int:
         """What the budget is held against: the strictest of all peaks."""
-        return max((peak.bytes for peak in self.peaks), default=0)
+        return max((p.bytes for p in self.peaks if self.counted in ("", p.phase)), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,10 @@ class Workload:
         eval_examples: Sequences to evaluate on, at most.
         learning_rate: Of AdamW; other optimizers take a fixed multiple of it.
         seed: Of initialisation, data order and dropout.
+        teacher: A folder or hub name of the model that distillation learns from; None for the
+            trained model itself, before it is pruned or quantised.
+        purpose: Whose memory is minimised and held against the budget: `"training"`, or
+            `"inference"` for that of the trained model in evaluation.
     """
 
     objective: str
@@ -70,6 +74,8 @@ class Workload:
     eval_examples: int = 0
     learning_rate: float = 0.0
     seed: int = 0
+    teacher: str | None = None
+    purpose: str = "training"
 
     @property
     def fingerprint(self) -> str:
@@ -92,6 +98,7 @@ class WorkloadFacts:
         data_fingerprint: Digest of the prepared data.
         metrics: The metric that is searched for, then others that are recorded.
         note: A sentence that the user should read, or empty.
+        features: What of a data or evaluation plan the objective carries out; see `Context`.
     """
 
     workload: Workload
@@ -100,6 +107,7 @@ class WorkloadFacts:
     data_fingerprint: str
     metrics: tuple[Metric, ...]
     note: str = ""
+    features: tuple[str, ...] = ()
 
     @property
     def metric(self) -> Metric:
@@ -120,6 +128,7 @@ class WorkloadFacts:
             data_fingerprint=data["data_fingerprint"],
             metrics=tuple(Metric(**metric) for metric in data["metrics"]),
             note=data.get("note", ""),
+            features=tuple(data.get("features", ())),
         )
 
 

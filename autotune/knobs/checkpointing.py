@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
-from autotune.knobs.stages import ADAPT
+from autotune.knobs.stages import ADAPT, on_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +41,6 @@ CHECKPOINTING = Knob(
     leanest="full",
     label="ckpt {}",
     numerics=Numerics.EXACT,
-    transforms=(ADAPT.do(_recompute_blocks),),
+    transforms=(ADAPT.do(on_model(_recompute_blocks)),),
     references=("Chen et al. 2016, arXiv:1604.06174",),
 )

@@ -20,7 +20,7 @@ from autotune.core.context import Context
 from autotune.core.domains import Choice
 from autotune.core.errors import ModelError
 from autotune.core.knob import Knob, Numerics
-from autotune.knobs.stages import ADAPT, DEPLOY, OPTIMISE, OptimPlan
+from autotune.knobs.stages import ADAPT, DEPLOY, OPTIMISE, OptimPlan, on_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,7 +108,7 @@ LORA_RANK = Knob(
     label="lora {}",
     numerics=Numerics.LOSSY,
     transforms=(
-        ADAPT.do(_put_adapters),
+        ADAPT.do(on_model(_put_adapters)),
         OPTIMISE.do(_raise_rate),
         DEPLOY.do(_merge_adapters),
     ),

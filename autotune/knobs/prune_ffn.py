@@ -12,7 +12,7 @@ from autotune.core.context import Context
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
 from autotune.knobs.architectures import FEED_FORWARD
-from autotune.knobs.stages import ADAPT
+from autotune.knobs.stages import ADAPT, on_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ PRUNE_FFN = Knob(
     leanest=0.75,
     label="prune ffn {}",
     numerics=Numerics.LOSSY,
-    transforms=(ADAPT.do(_prune),),
+    transforms=(ADAPT.do(on_model(_prune)),),
     blocked=_needs_known_family,
     references=("Li et al. 2017, arXiv:1608.08710", "Ma et al. 2023, arXiv:2305.11627"),
 )

@@ -13,7 +13,7 @@ from autotune.core.context import Context
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
 from autotune.knobs.architectures import ATTENTION_HEADS, kept_groups
-from autotune.knobs.stages import ADAPT
+from autotune.knobs.stages import ADAPT, on_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,7 @@ PRUNE_HEADS = Knob(
     leanest=0.5,
     label="prune heads {}",
     numerics=Numerics.LOSSY,
-    transforms=(ADAPT.do(_prune),),
+    transforms=(ADAPT.do(on_model(_prune)),),
     blocked=_needs_whole_groups,
     references=("Michel et al. 2019, arXiv:1905.10650", "Ma et al. 2023, arXiv:2305.11627"),
 )

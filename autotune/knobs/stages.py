@@ -2,14 +2,15 @@
 
 | stage | state | exists by then |
 |---|---|---|
-| ENVIRONMENT | environment variables | nothing on the device |
+| ENVIRONMENT | environment variables | nothing; torch is not imported |
 | DATA | DataPlan | the dataset |
 | LOAD | LoadPlan | the request for a model |
-| ADAPT | the model, on the host | the model |
+| ADAPT | Adaptation | the model, on the host |
 | PARALLELISE | the model, on its device | the adapted model |
 | OPTIMISE | OptimPlan | parameters |
 | STEP | StepPlan | everything |
-| EVALUATE | EvalPlan | a trained model |
+| COMPRESS | the model | a trained model, about to be evaluated |
+| EVALUATE | EvalPlan | the model as it will be deployed |
 | DEPLOY | the model | a trained and evaluated model |
 
 Plans are frozen: a transform returns a changed copy (`dataclasses.replace`). They stand here, below
@@ -18,13 +19,18 @@ the trial that carries them out, because knobs change them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autotune.core.knob import Stage
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
+
+    from autotune.knobs.distillation import Distillation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +38,20 @@ class DataPlan:
     """How batches are made.
 
     Attributes:
-        sequence_length: Tokens per sequence.
+        sequence_length: Tokens per sequence that is trained on.
         global_batch: Sequences per optimizer step.
+        by_length: Sequences of similar length share a batch, which is as long as its longest.
+        documents: Each document has rows of its own, padded, in place of one packed stream.
+        on_the_fly: Texts become tokens when a batch needs them, and are not kept.
+        memory_map: Prepared arrays stay in their files and are read through a memory map.
     """
 
     sequence_length: int
     global_batch: int
+    by_length: bool = False
+    documents: bool = False
+    on_the_fly: bool = False
+    memory_map: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +61,34 @@ class LoadPlan:
     Attributes:
         dtype: Name of the torch dtype of weights: `"float32"`.
         attention: Attention kernel, as transformers spells it: `"sdpa"`, `"eager"`.
+        memory_map: Weights that do not train stay in their file and are read through a memory map.
     """
 
     dtype: str = "float32"
     attention: str = "sdpa"
+    memory_map: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptation:
+    """A model that is being adapted, and what adapting it may look at.
+
+    Attributes:
+        model: On the host, in training mode.
+        losses: Yields the loss of a few small training batches under a model it is given, each
+            with its graph, so that importance can be measured; None where there is no data.
+        named_teacher: Builds the teacher that the user named; None if none was.
+        importance: What decides which units are pruned: `"magnitude"`, `"taylor"`, `"activation"`.
+        gradual: Whether pruning happens while training, not before.
+        distillation: What the model also learns from; None if it has no teacher.
+    """
+
+    model: nn.Module
+    losses: Callable[[nn.Module], Iterator[Tensor]] | None = None
+    named_teacher: Callable[[], nn.Module] | None = None
+    importance: str = "magnitude"
+    gradual: bool = False
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +96,31 @@ class OptimPlan:
     """Which optimizer is made.
 
     Attributes:
-        name: `"adamw"`, `"adafactor"`, `"sgd"`, `"lion"`.
+        name: `"adamw"`, `"adafactor"`, `"sgd"`, `"lion"`, `"muon"`, `"galore"`, `"apollo"`.
         state_bits: Bits per value of its states.
         rate_scale: Factor on the learning rate that the optimizer's default is multiplied by.
         adapters: Whether only adapters are trained, which take a higher rate.
+        kernel: How many tensors one update touches: `"fused"`, `"foreach"`, `"loop"`.
+        in_backward: Each parameter is updated, and its gradient dropped, as soon as that is there.
+        offload: States live on the host and the update happens there.
+        gradient_dtype: Name of the torch dtype of gradients; None for that of the parameter.
     """
 
     name: str = "adamw"
     state_bits: int = 32
     rate_scale: float = 1.0
     adapters: bool = False
+    kernel: str = "fused"
+    in_backward: bool = False
+    offload: bool = False
+    gradient_dtype: str | None = None
+
+
+Around: TypeAlias = "Callable[[torch.device], AbstractContextManager[Any]]"
+"""Opens a context, for a device, around every forward pass of a training step."""
+
+AfterStep: TypeAlias = "Callable[[nn.Module, float], None]"
+"""Told the model and the share of the training that is done, after every optimizer step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +130,20 @@ class StepPlan:
     Attributes:
         accumulation: Micro-batches per optimizer step; the global batch stays as it is.
         loss_chunks: Pieces in which logits and loss are computed; 1 is all at once.
+        around_forward: Contexts around every forward pass, first one outermost.
+        after_step: Told of every optimizer step.
+        loss_scaling: The loss is scaled up before backward, for gradients in 16 bits.
+        keep_gradients: Gradients are set to zero after a step, and their memory is kept.
+        pinned: Batches are copied to the device from page-locked memory.
     """
 
     accumulation: int = 1
     loss_chunks: int = 1
+    around_forward: tuple[Around, ...] = ()
+    after_step: tuple[AfterStep, ...] = ()
+    loss_scaling: bool = False
+    keep_gradients: bool = False
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +153,36 @@ class EvalPlan:
     Attributes:
         batch: Sequences per forward pass.
         loss_chunks: As in `StepPlan`.
+        around_forward: Contexts around the evaluation, first one outermost.
+        stream: Sequences are read piece by piece with a key/value cache, as in generation.
+        cache_bits: Bits per value of that cache.
     """
 
     batch: int = 16
     loss_chunks: int = 1
+    around_forward: tuple[Around, ...] = ()
+    stream: bool = False
+    cache_bits: int = 16
 
 
 ENVIRONMENT: Stage[dict[str, str]] = Stage(0, "environment")
 DATA: Stage[DataPlan] = Stage(1, "data")
 LOAD: Stage[LoadPlan] = Stage(2, "load")
-ADAPT: Stage[nn.Module] = Stage(3, "adapt")
+ADAPT: Stage[Adaptation] = Stage(3, "adapt")
 PARALLELISE: Stage[nn.Module] = Stage(4, "parallelise")
 OPTIMISE: Stage[OptimPlan] = Stage(5, "optimise")
 STEP: Stage[StepPlan] = Stage(6, "step")
-EVALUATE: Stage[EvalPlan] = Stage(7, "evaluate")
-DEPLOY: Stage[nn.Module] = Stage(8, "deploy")
+COMPRESS: Stage[nn.Module] = Stage(7, "compress")
+EVALUATE: Stage[EvalPlan] = Stage(8, "evaluate")
+DEPLOY: Stage[nn.Module] = Stage(9, "deploy")
+
+
+def on_model(
+    change: Callable[[nn.Module, Any], nn.Module],
+) -> Callable[[Adaptation, Any], Adaptation]:
+    """Turn a function of the model alone into one for `ADAPT`."""
+
+    def apply(state: Adaptation, value: Any) -> Adaptation:
+        return replace(state, model=change(state.model, value))
+
+    return apply

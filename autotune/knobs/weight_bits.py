@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
-from autotune.knobs.stages import ADAPT, DEPLOY
+from autotune.knobs.stages import ADAPT, DEPLOY, on_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +38,6 @@ WEIGHT_BITS = Knob(
     leanest=4,
     label="{}-bit weights",
     numerics=Numerics.LOSSY,
-    transforms=(ADAPT.do(_pack), DEPLOY.do(_unpack)),
+    transforms=(ADAPT.do(on_model(_pack)), DEPLOY.do(_unpack)),
     references=("Dettmers et al. 2023, arXiv:2305.14314",),
 )

@@ -194,9 +194,17 @@ def watch_step(
             hook.remove()
 
 
-def reachable_bytes(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Return the bytes of every storage that weights, gradients and optimizer states hold."""
-    tensors = [*model.parameters(), *model.buffers()]
+def reachable_bytes(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *others: nn.Module
+) -> int:
+    """Return the bytes of every storage that weights, gradients and optimizer states hold.
+
+    Args:
+        model: The trained model.
+        optimizer: Its states count, if it is given.
+        others: Models whose weights count too, such as a teacher.
+    """
+    tensors = [t for m in (model, *others) for t in (*m.parameters(), *m.buffers())]
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
     if optimizer is not None:
         tensors += _optimizer_states(optimizer)

@@ -7,19 +7,24 @@ Whatever goes wrong is raised; `trial/worker.py` turns it into an outcome.
 
 from __future__ import annotations
 
-import math
-import time
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from autotune.core.knob import run_stage
-from autotune.core.outcome import Completed, Phase
+from autotune.core.outcome import Completed, Phase, Score
+from autotune.core.workload import Workload
 from autotune.knobs import BUILTIN
+from autotune.knobs.distillation import Distiller
 from autotune.knobs.optimizers import build_optimizer
+from autotune.knobs.scaling import LossScaler
 from autotune.knobs.stages import (
     ADAPT,
+    COMPRESS,
     DATA,
     DEPLOY,
     EVALUATE,
@@ -27,30 +32,25 @@ from autotune.knobs.stages import (
     OPTIMISE,
     PARALLELISE,
     STEP,
+    Adaptation,
     DataPlan,
     EvalPlan,
     LoadPlan,
     OptimPlan,
     StepPlan,
 )
-from autotune.trial.anatomy import LiveStorages, reachable_bytes, watch_step
-from autotune.trial.loop import schedule, train_step
-from autotune.trial.measure import FIRST_STEPS, MEASURED_STEPS
-from autotune.trial.objective import Objective, load_objective
+from autotune.trial.anatomy import reachable_bytes
+from autotune.trial.loop import Helpers, contexts
+from autotune.trial.objective import Batch, Objective, load_objective
 from autotune.trial.progress import Progress
 from autotune.trial.spec import TrialSpec
+from autotune.trial.training import Training, train
 
-PROBE_STEPS = MEASURED_STEPS + 1
-"""Steps that show the peak and its anatomy: those with instruments, and one that is followed."""
+SAMPLE_BATCHES = 4
+"""Batches that importance is measured on."""
 
-
-class LossDiverged(Exception):
-    """The loss of a step is infinite or not a number."""
-
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"loss {loss} at step {step}")
-        self.step = step
-        self.loss = loss
+SAMPLE_SEQUENCES = 8
+"""Sequences in each of them, at most."""
 
 
 def run_trial(spec: TrialSpec, progress: Progress) -> Completed:
@@ -71,93 +71,102 @@ def run_trial(spec: TrialSpec, progress: Progress) -> Completed:
     objective = load_objective(workload.objective)(workload, Path(spec.cache))
     device = torch.device(spec.device.label)
 
+    data = DataPlan(sequence_length=workload.sequence_length, global_batch=workload.global_batch)
+    data = run_stage(DATA, data, BUILTIN, config)
     progress.enter(Phase.LOAD)
     with progress.meter.load():
         load = run_stage(LOAD, LoadPlan(), BUILTIN, config)
         model = objective.build(load, workload.seed)
-        model = run_stage(ADAPT, model, BUILTIN, config)
-        model = place(model, device)
+        state = run_stage(ADAPT, adaptation(objective, model, data, workload), BUILTIN, config)
+        model = place(state.model, device, mapped=load.memory_map)
         model = run_stage(PARALLELISE, model, BUILTIN, config)
+    optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, config)
     trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = build_optimizer(trained, optim, workload.learning_rate)
     progress.parameters = sum(p.numel() for p in model.parameters())
     progress.trained_parameters = sum(p.numel() for p in trained)
-    optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, config)
-    optimizer = build_optimizer(trained, optim, workload.learning_rate)
 
-    data = DataPlan(sequence_length=workload.sequence_length, global_batch=workload.global_batch)
-    data = run_stage(DATA, data, BUILTIN, config)
     step_plan = run_stage(STEP, StepPlan(), BUILTIN, config)
-    train(objective, model, optimizer, spec=spec, data=data, plan=step_plan, progress=progress)
+    helpers = Helpers(
+        distiller=Distiller(model, state.distillation) if state.distillation else None,
+        scaler=LossScaler() if step_plan.loss_scaling else None,
+    )
+    training = Training(
+        objective=objective,
+        model=model,
+        optimizer=optimizer,
+        helpers=helpers,
+        data=data,
+        plan=step_plan,
+    )
+    train(training, spec=spec, progress=progress)
     optimizer.zero_grad(set_to_none=True)
-    del optimizer, trained
-    if spec.probe:
+    if helpers.distiller is not None:
+        helpers.distiller.leave()
+    del optimizer, trained, training, helpers, state
+    if spec.probe and workload.purpose != "inference":
         return Completed(measurement=progress.measurement())
 
     progress.enter(Phase.EVALUATE)
-    plan = run_stage(EVALUATE, EvalPlan(batch=data.global_batch), BUILTIN, config)
-    batches = objective.eval_batches(plan, data.sequence_length)
+    model = run_stage(COMPRESS, model, BUILTIN, config)
+    streamed = workload.purpose == "inference" and "stream" in spec.facts.features
+    plan = EvalPlan(batch=data.global_batch, stream=streamed)
+    plan = run_stage(EVALUATE, plan, BUILTIN, config)
+    batches = objective.eval_batches(plan, workload.sequence_length)
     for index, sample in enumerate((batches[:1], batches[:1])):
         with progress.meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(model)):
-            objective.evaluate(model, sample, plan)
-    scores = objective.evaluate(model, batches, plan)
+            evaluate(objective, model, sample, plan, device)
+    if spec.probe:
+        return Completed(measurement=progress.measurement())
+    scores = evaluate(objective, model, batches, plan, device)
     run_stage(DEPLOY, model, BUILTIN, config)
     return Completed(scores=scores, measurement=progress.measurement())
 
 
-def train(
+def evaluate(
     objective: Objective,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    spec: TrialSpec,
-    data: DataPlan,
-    plan: StepPlan,
-    progress: Progress,
-) -> None:
-    """Train for the workload's steps: the first ones measured, one followed, the rest timed.
+    batches: Sequence[Batch],
+    plan: EvalPlan,
+    device: torch.device,
+) -> Mapping[str, Score]:
+    """Score a model inside the contexts of the plan."""
+    with contexts(plan.around_forward, device):
+        return objective.evaluate(model, batches, plan)
 
-    Raises:
-        LossDiverged: If the loss of a step is not finite.
+
+def adaptation(
+    objective: Objective, model: nn.Module, data: DataPlan, workload: Workload
+) -> Adaptation:
+    """Return what adapting a model starts from: itself, some data, and the teacher if one is named.
+
+    Importance is measured on a few batches of an order of their own, so that the training sees its
+    data in the same order whatever is pruned.
     """
-    workload = spec.facts.workload
-    steps = min(PROBE_STEPS, workload.steps) if spec.probe else workload.steps
-    device = torch.device(spec.device.label)
-    rates = schedule(optimizer, workload.steps)
-    batches = objective.train_batches(data, workload.seed)
-    progress.tokens_per_step = data.global_batch * data.sequence_length
-    for step in range(steps):
-        phase = Phase.FIRST if step < FIRST_STEPS else Phase.STEADY
-        progress.enter(phase)
-        batch = next(batches)
-        began = time.perf_counter()
-        if step == MEASURED_STEPS:
-            storages = LiveStorages(device.type)
-            with watch_step(storages, model, optimizer):
-                loss = train_step(
-                    objective, model, optimizer, batch, plan, device=device, enter=storages.enter
-                )
-            progress.note_anatomy(storages.peak_parts)
-        else:
-            with progress.meter.instrument(phase, step, lambda: reachable_bytes(model, optimizer)):
-                loss = train_step(objective, model, optimizer, batch, plan, device=device)
-        rates.step()
-        if not math.isfinite(loss):
-            raise LossDiverged(step, loss)
-        progress.finish_step(steps, loss, time.perf_counter() - began)
+
+    def losses(measured: nn.Module) -> Iterator[torch.Tensor]:
+        few = replace(data, global_batch=min(SAMPLE_SEQUENCES, data.global_batch))
+        batches = objective.train_batches(few, workload.seed + 1)
+        for batch in itertools.islice(batches, SAMPLE_BATCHES):
+            yield objective.loss(measured, batch, StepPlan())
+
+    named = getattr(objective, "build_teacher", None) if workload.teacher else None
+    return Adaptation(model=model, losses=losses, named_teacher=named)
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
+def place(model: nn.Module, device: torch.device, *, mapped: bool = False) -> nn.Module:
     """Move the model to its device; on the CPU, give its weights memory of their own.
 
     Weights that were read through a memory map take no memory until they are touched; training
-    would then pay for them page by page, unseen by any count.
+    would then pay for them page by page, unseen by any count. With `mapped`, weights that do not
+    train stay in the map: their pages belong to the file, and the kernel may drop them.
     """
     if device.type != "cpu":
         return model.to(device)
     moved: dict[int, torch.Tensor] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         key = tensor.untyped_storage()._cdata
-        if key not in moved:
+        if key not in moved and not (mapped and not tensor.requires_grad):
             moved[key] = tensor.data
             tensor.data = tensor.data.clone()
     return model

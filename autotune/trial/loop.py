@@ -5,13 +5,17 @@ The global batch is the same whatever the accumulation, so the mean loss and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from autotune.knobs.stages import StepPlan
+from autotune.knobs.distillation import Distiller
+from autotune.knobs.scaling import LossScaler
+from autotune.knobs.stages import Around, StepPlan
 from autotune.trial.objective import Batch, Objective
 
 WARMUP_SHARE = 0.1
@@ -30,6 +34,19 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
     return LambdaLR(optimizer, factor)
 
 
+@dataclass(slots=True, kw_only=True)
+class Helpers:
+    """What may take part in a step beside model, optimizer and objective.
+
+    Attributes:
+        distiller: Adds what a teacher says; None without one.
+        scaler: Scales the loss for gradients in 16 bits; None where they are wider.
+    """
+
+    distiller: Distiller | None = None
+    scaler: LossScaler | None = None
+
+
 def train_step(
     objective: Objective,
     model: nn.Module,
@@ -38,6 +55,7 @@ def train_step(
     plan: StepPlan,
     *,
     device: torch.device,
+    helpers: Helpers | None = None,
     enter: Callable[[str], object] = str,
 ) -> float:
     """Do one optimizer step.
@@ -47,30 +65,51 @@ def train_step(
         model: On `device`, in training mode.
         optimizer: Over the model's trained parameters.
         batch: The global batch, on the CPU.
-        plan: Accumulation and loss chunks.
+        plan: Accumulation, loss chunks, and contexts around forward passes.
         device: Where micro-batches are moved to.
+        helpers: Teacher and loss scaling, if there are any.
         enter: Told `"forward"`, `"backward"` and `"optimizer"` as they begin.
 
     Returns:
         The mean loss over the global batch, before the step.
     """
+    helpers = helpers or Helpers()
     total = torch.zeros((), device=device)
-    for micro in _split(batch, plan.accumulation, device):
+    for micro in _split(batch, plan, device):
         enter("forward")
-        loss = objective.loss(model, micro, plan) / plan.accumulation
+        with contexts(plan.around_forward, device):
+            loss = objective.loss(model, micro, plan)
+            if helpers.distiller is not None:
+                loss = helpers.distiller.mix(loss)
+        loss = loss / plan.accumulation
         enter("backward")
-        loss.backward()
+        (loss if helpers.scaler is None else helpers.scaler.scale(loss)).backward()
         total += loss.detach()
         del loss
     enter("optimizer")
     trained = [p for p in model.parameters() if p.grad is not None]
-    torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if helpers.scaler is None or helpers.scaler.unscale(trained):
+        torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=not plan.keep_gradients)
     return float(total)
 
 
-def _split(batch: Batch, parts: int, device: torch.device) -> Iterator[Batch]:
-    pieces = {name: tensor.chunk(parts) for name, tensor in batch.items()}
-    for index in range(parts):
-        yield {name: chunks[index].to(device) for name, chunks in pieces.items()}
+@contextmanager
+def contexts(around: Sequence[Around], device: torch.device) -> Iterator[None]:
+    """Enter all of `around`, the first one outermost."""
+    with ExitStack() as stack:
+        for opened in around:
+            stack.enter_context(opened(device))
+        yield
+
+
+def _split(batch: Batch, plan: StepPlan, device: torch.device) -> Iterator[Batch]:
+    if plan.pinned:
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    pieces = {name: tensor.chunk(plan.accumulation) for name, tensor in batch.items()}
+    for index in range(plan.accumulation):
+        yield {
+            name: chunks[index].to(device, non_blocking=plan.pinned)
+            for name, chunks in pieces.items()
+        }

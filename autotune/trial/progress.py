@@ -27,6 +27,7 @@ class Progress:
         tokens_per_step: Tokens in a global batch.
         parameters: Number of parameters after adaptation.
         trained_parameters: Those of them that are trained.
+        counted: As in `Measurement`.
     """
 
     meter: Meter
@@ -38,6 +39,7 @@ class Progress:
     tokens_per_step: int = 0
     parameters: int = 0
     trained_parameters: int = 0
+    counted: str = ""
 
     def enter(self, phase: Phase) -> None:
         """Note and report that a phase begins, unless the trial is in it already."""
@@ -76,4 +78,5 @@ class Progress:
             steps=self.step,
             parameters=self.parameters,
             trained_parameters=self.trained_parameters,
+            counted=self.counted,
         )

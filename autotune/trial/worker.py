@@ -106,14 +106,16 @@ def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
     import torch
 
     from autotune.trial import limits
-    from autotune.trial.lifecycle import LossDiverged, run_trial
+    from autotune.trial.lifecycle import run_trial
     from autotune.trial.measure import make_meter
     from autotune.trial.progress import Progress
+    from autotune.trial.training import LossDiverged
 
     began = time.monotonic()
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.facts.workload.seed)
-    progress = Progress(meter=make_meter(spec.device), report=channel.send)
+    counted = str(Phase.EVALUATE) if spec.facts.workload.purpose == "inference" else ""
+    progress = Progress(meter=make_meter(spec.device), report=channel.send, counted=counted)
     limits.enforce(spec.limit_bytes, spec.device, progress.meter.context_bytes)
     data_bytes = limits.status_bytes("VmData")
 

@@ -16,7 +16,8 @@ from autotune.core.outcome import Completed, Crashed, Diverged, Phase
 from autotune.core.workload import Workload
 from autotune.runners.devices import cpu_device
 from autotune.trial import worker
-from autotune.trial.lifecycle import PROBE_STEPS, LossDiverged, run_trial
+from autotune.trial.lifecycle import run_trial
+from autotune.trial.training import PROBE_STEPS, LossDiverged
 from autotune.trial.measure import MEASURED_STEPS, CpuMeter
 from autotune.trial.progress import Progress
 from autotune.trial.spec import TrialSpec

@@ -3,6 +3,7 @@
 ::
 
     summary: one line
+    minimise: training                 # memory of the training, or `inference`: of its result
     knobs:
       precision: [fp32, bf16]          # some values of the knob's domain
       prune.ffn: {min: 0.0, max: 0.5}  # or a range of it, optionally with `log: true`
@@ -37,7 +38,8 @@ from autotune.core.space.model import LISTING, Space
 TRAINING = ("steps", "global_batch", "sequence_length", "eval_examples")
 """Workload settings that a space may suggest."""
 
-_SECTIONS = ("summary", "knobs", "rules", "training")
+_SECTIONS = ("summary", "minimise", "knobs", "rules", "training")
+_PURPOSES = ("training", "inference")
 SUFFIXES = (".yaml", ".yml")
 """How names of space files end."""
 
@@ -93,6 +95,7 @@ class _SpaceFile:
             domains=self.domains(root),
             rules=(*RULES, *self.rules(root)),
             training=self.training(root),
+            purpose=self.purpose(root),
         )
 
     def load(self) -> Any:
@@ -185,6 +188,13 @@ class _SpaceFile:
             example = 'lora.rank == 0 or optimizer != "sgd"'
             self.fail(BadValue, "a rule must be true or false", at, help=f"for example: {example}")
         return _as_rule(expression)
+
+    def purpose(self, root: Any) -> str:
+        """Return whose memory is minimised."""
+        found = root.get("minimise", "training")
+        if found not in _PURPOSES:
+            self.unknown("purpose", str(found), _PURPOSES, root.lc.value("minimise"))
+        return str(found)
 
     def training(self, root: Any) -> dict[str, int]:
         """Return the workload settings that the file suggests."""

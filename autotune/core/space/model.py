@@ -36,6 +36,7 @@ class Space:
         domains: The narrowed domain of every knob that is listed, in the order of `knobs`.
         rules: Conditions on whole configurations.
         training: Workload settings that the space suggests, such as `steps`.
+        purpose: Whose memory is minimised: `"training"`, or `"inference"`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Space:
     domains: Mapping[str, Domain]
     rules: tuple[Rule, ...] = RULES
     training: Mapping[str, int] = field(default_factory=dict)
+    purpose: str = "training"
 
     def knob(self, name: str) -> Knob:
         """Return the knob of that name.
