@@ -62,11 +62,13 @@ class LoadPlan:
         dtype: Name of the torch dtype of weights: `"float32"`.
         attention: Attention kernel, as transformers spells it: `"sdpa"`, `"eager"`.
         memory_map: Weights that do not train stay in their file and are read through a memory map.
+        shapes_only: Weights are not read; only their shapes and dtypes matter, for a rehearsal.
     """
 
     dtype: str = "float32"
     attention: str = "sdpa"
     memory_map: bool = False
+    shapes_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
