@@ -120,7 +120,7 @@ def inputs(family: str, *, batch: int = 4, tokens: int = 8, seed: int = 0) -> di
 def output(model: nn.Module, family: str) -> Tensor:
     """What a family's forward pass gives: logits, or last hidden states."""
     cached = {} if family == "vit" or family not in CAUSAL else {"use_cache": False}
-    out = model(**inputs(family), **cached)
+    out = model(**_in_dtype(inputs(family), model), **cached)
     return out.logits if "logits" in out else out.last_hidden_state
 
 
@@ -138,3 +138,50 @@ def loss(model: nn.Module, family: str, chunks: int = 1) -> Tensor:
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     head = model.get_output_embeddings()
     return chunked_cross_entropy(hidden, head.weight, ids[:, 1:], chunks, head.bias)
+
+
+TASKS = ("gpt2", "llama", "bert", "t5", "bart", "vit", "whisper")
+"""Families that stand for all others: each is trained on the task that it is made for."""
+
+
+def build_task(family: str, *, dtype: str = "float32", attention: str = "sdpa") -> nn.Module:
+    """A random model with the head of its task, in training mode, without dropout."""
+    import transformers as hf
+
+    kinds = {
+        "t5": hf.AutoModelForSeq2SeqLM,
+        "bart": hf.AutoModelForSeq2SeqLM,
+        "vit": hf.AutoModelForImageClassification,
+        "whisper": hf.AutoModelForSpeechSeq2Seq,
+    }
+    if family not in kinds:
+        return build(family, dtype=dtype, attention=attention)
+    config = hf.AutoConfig.for_model(family, **CONFIGS[family])
+    config.num_labels = 3
+    config.use_cache = False
+    torch.manual_seed(0)
+    model = kinds[family].from_config(
+        config, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout", "activation_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    return model.train()
+
+
+def task_loss(model: nn.Module, family: str, chunks: int = 1, seed: int = 0) -> Tensor:
+    """The loss of the task that a family is made for."""
+    if family in CAUSAL or family == "bert":
+        return loss(model, family, chunks)
+    batch = _in_dtype(inputs(family, seed=seed), model)
+    if family == "vit":
+        return model(**batch, labels=torch.tensor([0, 1, 2, 1])).loss
+    labels = batch.pop("decoder_input_ids")
+    return model(**batch, labels=labels, use_cache=False).loss
+
+
+def _in_dtype(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Pixels and spectra in the dtype of the weights that meet them first; tokens as they are."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()}

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("autotune.cli.show:show", "Show a run, one trial, or what failed and why."),
     "query": ("autotune.cli.query:query", "Ask the study database in SQL, read-only."),
     "spaces": ("autotune.cli.spaces:app", "List, show, check and copy search spaces and knobs."),
+    "knobs": ("autotune.cli.knobs:app", "Measure what every knob does on this machine."),
     "doctor": ("autotune.cli.doctor:doctor", "Check this machine: device, libraries, disk."),
 }
 """Import path and one-line help by command, in the order in which they are shown."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from autotune.core.errors import UnknownName
 from autotune.core.knob import Knob
 from autotune.knobs.accumulation import ACCUMULATION
+from autotune.knobs.allocator import ALLOCATOR
 from autotune.knobs.attention import ATTENTION
 from autotune.knobs.checkpointing import CHECKPOINTING
 from autotune.knobs.learning_rate import LEARNING_RATE
@@ -19,12 +20,19 @@ from autotune.knobs.lora import LORA_RANK
 from autotune.knobs.loss_chunks import LOSS_CHUNKS
 from autotune.knobs.optimizer import OPTIMIZER
 from autotune.knobs.optimizer_bits import OPTIMIZER_BITS
+from autotune.knobs.pinned import PINNED
+from autotune.knobs.pool import POOL
 from autotune.knobs.precision import PRECISION
 from autotune.knobs.prune_ffn import PRUNE_FFN
 from autotune.knobs.prune_heads import PRUNE_HEADS
 from autotune.knobs.weight_bits import WEIGHT_BITS
+from autotune.knobs.weight_mapping import WEIGHT_MAPPING
 
 BUILTIN: tuple[Knob, ...] = (
+    ALLOCATOR,
+    POOL,
+    PINNED,
+    WEIGHT_MAPPING,
     PRECISION,
     ATTENTION,
     PRUNE_FFN,

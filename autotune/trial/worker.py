@@ -24,6 +24,7 @@ from autotune.core.errors import AutotuneError
 from autotune.core.knob import run_stage
 from autotune.core.outcome import Crashed, Diverged, Outcome, OutOfMemory, Phase
 from autotune.core.workload import Workload
+from autotune.trial import cold
 from autotune.trial.spec import TrialSpec
 
 _REPORT_SECONDS = 0.2
@@ -63,8 +64,20 @@ def enter(request: str, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     threading.Thread(target=_end_with_driver, daemon=True).start()
     message = json.loads(request)
-    channel = Channel(connection)
     _redirect_output(message["log"])
+    if variables := _variables(message):
+        cold.restart(message, connection, variables)
+    serve(message, connection)
+
+
+def serve(message: dict[str, Any], connection: Connection) -> None:
+    """Do what a request asks for, report it, and end the process.
+
+    Args:
+        message: The request.
+        connection: Where events go.
+    """
+    channel = Channel(connection)
     if message["do"] == "describe":
         _describe(message, channel)
     else:
@@ -96,13 +109,19 @@ def _describe(message: dict[str, Any], channel: Channel) -> None:
         channel.send("error", failure.to_json())
 
 
-def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
-    """Run a trial under its limits and return how it ended."""
+def _variables(message: dict[str, Any]) -> dict[str, str]:
+    """Return the environment variables that a trial asks for and this process does not have."""
+    if message["do"] != "trial":
+        return {}
     from autotune.knobs import BUILTIN
     from autotune.knobs.stages import ENVIRONMENT
 
-    variables = run_stage(ENVIRONMENT, dict[str, str](), BUILTIN, spec.config)
-    os.environ.update(variables)
+    wanted = run_stage(ENVIRONMENT, dict[str, str](), BUILTIN, message["spec"]["config"])
+    return {name: value for name, value in wanted.items() if os.environ.get(name) != value}
+
+
+def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
+    """Run a trial under its limits and return how it ended."""
     import torch
 
     from autotune.trial import limits

@@ -1,147 +1,36 @@
-"""What every knob owes, for each of its values and each pair of values: adding one adds its tests.
+"""What every knob owes, for each of its values: adding one adds its tests.
 
-1. Neutral is the identity. 2. EXACT keeps loss and gradients. 3. Every value, and every pair of
-values, trains or is blocked with a sentence. 4. Bytes move the way they should. 5. Values survive
-JSON. 6. What is deployed loads with plain transformers.
+1. Neutral is the identity. 2. EXACT keeps loss and gradients. 3. Every value trains or is blocked
+with a sentence. 4. Bytes move the way they should. 5. Values survive JSON. 6. What is deployed
+loads with plain transformers. `test_knob_pairs.py` has the pairs.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
 
 from autotune.core.config import Config
 from autotune.core.context import Context, Device, ModelFacts
 from autotune.core.domains import Value
 from autotune.core.errors import UnknownName
 from autotune.core.knob import Knob, Numerics, run_stage
-from autotune.core.rules import RULES
 from autotune.knobs import BUILTIN, knob
-from autotune.knobs.bytes import storage_bytes
-from autotune.knobs.optimizers import build_optimizer
-from autotune.knobs.stages import (
-    ADAPT,
-    DATA,
-    DEPLOY,
-    ENVIRONMENT,
-    EVALUATE,
-    LOAD,
-    OPTIMISE,
-    PARALLELISE,
-    STEP,
-    DataPlan,
-    EvalPlan,
-    LoadPlan,
-    OptimPlan,
-    StepPlan,
-)
+from autotune.knobs.stages import ADAPT, STEP, Adaptation, OptimPlan, StepPlan
 from tests import tiny_models as tiny
+from tests.contract.knob_trial import CHOICES, Trial, reason, with_companions
 
-BATCH = 4
-FAMILIES = ("gpt2", "llama", "bert")
+FAMILIES = tiny.TASKS
 VALUES = [(k, v) for k in BUILTIN for v in k.domain.grid()]
-CHOICES = [(k, v) for k, v in VALUES if v != k.neutral]
-PAIRS = [
-    (a, b) for a, b in itertools.combinations(CHOICES, 2) if a[0] is not b[0]
-]  # fmt: skip
 
 
 def _id(choice: object) -> str:
     if isinstance(choice, tuple):
         return "=".join(str(getattr(part, "name", part)) for part in choice)
     return str(choice)
-
-
-def _context(config: dict[str, Value], family: str, batch: int = BATCH) -> Context:
-    return Context(
-        config=Config(config, BUILTIN).complete(BUILTIN),
-        device=Device(kind="cpu"),
-        model=tiny.facts(family),
-        global_batch=batch,
-        libraries=frozenset({"peft"}),
-    )
-
-
-def _reason(config: dict[str, Value], family: str) -> str | None:
-    """Why a configuration is blocked, or None."""
-    context = _context(config, family)
-    reasons = [k.blocked(context.config[k.name], context) for k in BUILTIN]
-    reasons += [rule.reason for rule in RULES if not rule.holds(context)]
-    return next((reason for reason in reasons if reason is not None), None)
-
-
-@dataclass
-class Trial:
-    """The stages of a trial, in the order of `trial/lifecycle.py`, on a tiny model."""
-
-    config: dict[str, Value]
-    family: str
-
-    def __post_init__(self) -> None:
-        assert run_stage(ENVIRONMENT, {}, BUILTIN, self.config) == {}
-        data = DataPlan(sequence_length=8, global_batch=BATCH)
-        assert run_stage(DATA, data, BUILTIN, self.config) == data
-        load = run_stage(LOAD, LoadPlan(), BUILTIN, self.config)
-        model = tiny.build(self.family, dtype=load.dtype, attention=load.attention)
-        model = run_stage(ADAPT, model, BUILTIN, self.config)
-        self.model = run_stage(PARALLELISE, model, BUILTIN, self.config)
-        self.optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, self.config)
-        self.optimizer = build_optimizer(self.model.parameters(), self.optim, base_rate=3e-4)
-        self.plan = run_stage(STEP, StepPlan(), BUILTIN, self.config)
-        self.evaluation = run_stage(EVALUATE, EvalPlan(), BUILTIN, self.config)
-
-    def backward(self) -> float:
-        """One forward and backward pass; returns the loss."""
-        loss = tiny.loss(self.model, self.family, self.plan.loss_chunks)
-        loss.backward()
-        return float(loss.detach())
-
-    def train(self, steps: int) -> list[float]:
-        """Losses before each of `steps` steps."""
-        losses = []
-        for _ in range(steps):
-            losses.append(self.backward())
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        return losses
-
-    def evaluate(self) -> float:
-        """The loss without gradients."""
-        with torch.no_grad():
-            return float(tiny.loss(self.model, self.family, self.evaluation.loss_chunks))
-
-    def deploy(self) -> nn.Module:
-        """The model as it is handed on."""
-        return run_stage(DEPLOY, self.model, BUILTIN, self.config).eval()
-
-    def bytes(self) -> dict[str, int]:
-        """Bytes of weights, gradients and optimizer states after a step."""
-        self.backward()
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        gradients = storage_bytes(grads)
-        self.optimizer.step()
-        states = [t for s in self.optimizer.state.values() for t in s.values()]
-        return {
-            "weights": storage_bytes([*self.model.parameters(), *self.model.buffers()]),
-            "gradients": gradients,
-            "states": storage_bytes(t for t in states if torch.is_tensor(t) and t.numel() > 1),
-        }
-
-
-def _make_legal(knob_: Knob, value: Value, family: str) -> dict[str, Value] | None:
-    """The configuration of one value, with adapters if it needs them; None if it is blocked."""
-    config: dict[str, Value] = {knob_.name: value}
-    if knob_.name == "weight_bits" and value != 16:
-        config["lora.rank"] = 4
-    reason = _reason(config, family)
-    assert reason is None or len(reason.split()) > 5
-    return config if reason is None else None
 
 
 def test_names_are_unique_and_found() -> None:
@@ -179,7 +68,8 @@ def test_neutral_is_never_blocked_and_changes_nothing(knob_: Knob) -> None:
     config = {knob_.name: knob_.neutral}
     model, plan = tiny.build("llama"), StepPlan()
     before = {name: id(p) for name, p in model.named_parameters()}
-    assert run_stage(ADAPT, model, BUILTIN, config) is model
+    state = Adaptation(model=model)
+    assert run_stage(ADAPT, state, BUILTIN, config) is state
     assert run_stage(STEP, plan, BUILTIN, config) is plan
     assert {name: id(p) for name, p in model.named_parameters()} == before
 
@@ -190,10 +80,13 @@ EXACT = [(k, v) for k, v in CHOICES if k.numerics is Numerics.EXACT]
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("choice", EXACT, ids=_id)
 def test_exact_keeps_loss_and_gradients(choice: tuple[Knob, Value], family: str) -> None:
-    config = _make_legal(*choice, family)
+    knob_, value = choice
+    config = with_companions(knob_, value, family)
     if config is None:
+        assert len(str(reason({knob_.name: value}, family)).split()) > 5
         return
-    plain, changed = Trial({}, family), Trial(config, family)
+    peer = {name: other for name, other in config.items() if name != knob_.name}
+    plain, changed = Trial(peer, family), Trial(config, family)
     assert changed.backward() == pytest.approx(plain.backward(), rel=1e-5)
     gradients = {name: p.grad for name, p in plain.model.named_parameters()}
     for name, parameter in changed.model.named_parameters():
@@ -203,45 +96,33 @@ def test_exact_keeps_loss_and_gradients(choice: tuple[Knob, Value], family: str)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("choice", CHOICES, ids=_id)
 def test_every_value_trains_or_is_blocked(choice: tuple[Knob, Value], family: str) -> None:
-    config = _make_legal(*choice, family)
+    knob_, value = choice
+    config = with_companions(knob_, value, family)
     if config is None:
+        assert len(str(reason({knob_.name: value}, family)).split()) > 5
         return
     trial = Trial(config, family)
     before = {name: p.detach().clone() for name, p in trial.model.named_parameters()}
     losses = trial.train(4)
     assert all(math.isfinite(loss) for loss in losses)
-    assert losses[-1] < losses[0] + 0.02
+    assert losses[-1] < losses[0] + 0.05
     trained = {n: p for n, p in trial.model.named_parameters() if p.requires_grad}
     moved = [n for n, p in trained.items() if not torch.equal(p, before[n])]
     assert len(moved) > 0.9 * len(trained)
-    assert trial.evaluate() == pytest.approx(trial.backward(), rel=1e-3)
+    trial.compress()
+    assert math.isfinite(trial.evaluate())
 
 
-@pytest.mark.parametrize("first", CHOICES, ids=_id)
-def test_every_pair_of_values_composes_or_is_blocked(first: tuple[Knob, Value]) -> None:
-    family = "llama"
-    for a, b in PAIRS:
-        if a != first:
-            continue
-        config = {a[0].name: a[1], b[0].name: b[1]}
-        reason = _reason(config, family)
-        if reason is not None:
-            assert len(reason.split()) > 5, config
-            continue
-        loss = Trial(config, family).train(1)[0]
-        assert math.isfinite(loss), config
+@pytest.mark.parametrize("choice", CHOICES, ids=_id)
+def test_every_value_is_reachable_somewhere(choice: tuple[Knob, Value]) -> None:
+    knob_, value = choice
+    legal = [family for family in FAMILIES if with_companions(knob_, value, family)]
+    said = str(reason({knob_.name: value}, "llama"))
+    assert legal or any(word in said for word in ELSEWHERE), said
 
 
-def test_leanest_of_everything_composes_on_every_family() -> None:
-    for family in FAMILIES:
-        config = {k.name: k.leanest for k in BUILTIN}
-        config |= {"accumulation": 4, "optimizer": "lion"}
-        if family == "bert":
-            config["loss_chunks"] = 1
-        assert _reason(config, family) is None
-        trial = Trial(config, family)
-        assert all(math.isfinite(loss) for loss in trial.train(2))
-        assert math.isfinite(trial.evaluate())
+ELSEWHERE = ("CUDA", "GPU", "recurrent", "not installed", "compiler")
+"""What a value that no tiny model on a CPU can have may be waiting for."""
 
 
 SHRINKS = [
@@ -269,7 +150,6 @@ def test_plans_say_what_was_chosen() -> None:
     config = {"accumulation": 4, "loss_chunks": 16, "learning_rate": 3.0, "lora.rank": 8}
     trial = Trial({**config, "optimizer": "lion", "optimizer.bits": 8}, "llama")
     assert trial.plan == StepPlan(accumulation=4, loss_chunks=16)
-    assert trial.evaluation.loss_chunks == 16
     assert trial.optim == OptimPlan(name="lion", state_bits=8, rate_scale=3.0, adapters=True)
 
 
@@ -291,11 +171,12 @@ def test_deployed_models_load_with_plain_transformers(
 ) -> None:
     trial = Trial({**config, "learning_rate": 10.0}, family)
     trial.train(3)
+    trial.compress()
     with torch.no_grad():
         trained = tiny.output(trial.model.eval(), family).float()
     model = trial.deploy()
     kinds = {type(module) for module in model.modules()}
-    assert kinds == {type(module) for module in tiny.build(family).modules()}
+    assert kinds == {type(module) for module in tiny.build_task(family).modules()}
     model.save_pretrained(tmp_path)
     restored = type(model).from_pretrained(tmp_path)
     assert restored.dtype is model.dtype

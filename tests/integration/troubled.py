@@ -130,6 +130,12 @@ def _start_grandchild(marker: str) -> float:
     return _sleep("")
 
 
+def _tell_environment(path: str) -> float:
+    seen = {name: os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "AUTOTUNE_WARM")}
+    Path(path).write_text(json.dumps({**seen, "pid": os.getpid()}))
+    return 1.0
+
+
 TROUBLES: dict[str, Callable[[str], float]] = {
     "hang": _sleep,
     "slow": _sleep,
@@ -141,5 +147,6 @@ TROUBLES: dict[str, Callable[[str], float]] = {
     "diverge": lambda _: float("nan"),
     "allocate": lambda mebibytes: float(torch.ones(int(mebibytes) * 2**18).mean()),
     "grandchild": _start_grandchild,
+    "environment": _tell_environment,
 }
 """What a kind of trouble does before the loss is multiplied by what it returns."""

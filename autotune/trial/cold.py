@@ -1,0 +1,56 @@
+"""A trial in a fresh interpreter, for environment variables that must be there before torch is.
+
+The warm parent has imported torch, which reads some variables as it loads (the backend of the CUDA
+allocator, the C library's `malloc`). A child whose configuration sets such a variable replaces
+itself by a new interpreter: same process, same pipe to the driver, seconds later. Nothing is kept
+but the request, which is handed on in a file beside the trial's log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+def restart(
+    message: Mapping[str, Any], connection: Connection, variables: Mapping[str, str]
+) -> NoReturn:
+    """Replace this process by a fresh interpreter that serves the same request.
+
+    Args:
+        message: The request; `log` is a path beside which it can be written.
+        connection: Where events go.
+        variables: Environment variables for the new interpreter.
+
+    References:
+        prctl(2), PR_SET_PDEATHSIG: the thread that watched the driver does not survive.
+    """
+    request = Path(message["log"]).with_name("request.json")
+    request.write_text(json.dumps(dict(message)))
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    os.set_inheritable(connection.fileno(), True)
+    command = [sys.executable, "-m", "autotune.trial.cold", str(connection.fileno()), str(request)]
+    os.execve(sys.executable, command, {**os.environ, **variables})
+
+
+def main(pipe: str, request: str) -> None:
+    """Serve the request that `restart` wrote, in the interpreter that it started."""
+    from autotune.trial import warm
+    from autotune.trial.worker import serve
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warm.import_quietly(["autotune.trial.lifecycle"])
+    serve(json.loads(Path(request).read_text()), Connection(int(pipe), readable=False))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
