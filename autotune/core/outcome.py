@@ -242,10 +242,31 @@ class TimedOut(_Ended):
         return f"timed out after {self.limit_seconds:.0f} s in {self.phase or 'start'}"
 
 
-Outcome = Completed | OutOfMemory | Stopped | Diverged | Crashed | TimedOut
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(_Ended):
+    """Never started: its rehearsal says that it cannot fit. It costs no trial.
+
+    Attributes:
+        needed_bytes: What it would most likely need.
+        least_bytes: What it would need at least, with the certainty that refusing asks for.
+    """
+
+    tag: ClassVar[str] = "refused"
+
+    needed_bytes: int = 0
+    least_bytes: int = 0
+
+    @property
+    def summary(self) -> str:
+        """Say why."""
+        return "refused: its rehearsal is over the budget"
+
+
+Outcome = Completed | OutOfMemory | Stopped | Diverged | Crashed | TimedOut | Refused
 
 OUTCOMES: dict[str, type[Outcome]] = {
-    kind.tag: kind for kind in (Completed, OutOfMemory, Stopped, Diverged, Crashed, TimedOut)
+    kind.tag: kind
+    for kind in (Completed, OutOfMemory, Stopped, Diverged, Crashed, TimedOut, Refused)
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autotune.core.config import Config
-from autotune.core.outcome import Completed, Outcome, Score
+from autotune.core.outcome import Completed, Outcome, Refused, Score
 from autotune.core.workload import Metric
 
 
@@ -30,6 +30,7 @@ class TrialRecord:
         started: Unix time at which it was submitted.
         outcome: How it ended; None while it runs, and for a trial that an interrupted run left.
         limit_bytes: The limit that its footprint was held against.
+        rehearsed_bytes: Peak that its rehearsal counted; 0 if it was not rehearsed.
         on_front: Whether no feasible trial of the run is better in both accuracy and memory.
     """
 
@@ -39,7 +40,13 @@ class TrialRecord:
     started: float = 0.0
     outcome: Outcome | None = None
     limit_bytes: int = 0
+    rehearsed_bytes: int = 0
     on_front: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was refused before it started, and so cost no trial."""
+        return isinstance(self.outcome, Refused)
 
     @property
     def feasible(self) -> bool:

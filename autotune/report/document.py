@@ -45,6 +45,7 @@ class TrialDocument(TypedDict):
     scores: Mapping[str, ScoreDocument]
     peak_gib: float | None
     footprint_gib: float | None
+    predicted_gib: float | None
     seconds: float | None
     step_seconds: float | None
     throughput: float | None
@@ -246,6 +247,7 @@ def trial_document(record: TrialRecord, knobs: Sequence[Knob]) -> TrialDocument:
         },
         "peak_gib": measured.peak_bytes / GIB or None if measured else None,
         "footprint_gib": measured.footprint_bytes / GIB or None if measured else None,
+        "predicted_gib": record.rehearsed_bytes / GIB or None,
         "seconds": outcome.seconds if outcome else None,
         "step_seconds": measured.step_seconds or None if measured else None,
         "throughput": measured.throughput or None if measured else None,

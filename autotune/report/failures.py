@@ -11,6 +11,7 @@ from autotune.core.outcome import (
     Diverged,
     Outcome,
     OutOfMemory,
+    Refused,
     Stopped,
     TimedOut,
 )
@@ -76,6 +77,8 @@ def _cause(record: TrialRecord) -> str | None:
             return None if record.feasible else "completed, but over the budget"
         case OutOfMemory(phase=phase):
             return f"out of memory in {phase}"
+        case Refused():
+            return "refused: the rehearsal is over the budget"
         case Crashed(signal=signal, error=error, exit_code=code):
             return f"crashed: {signal or error.partition(chr(10))[0] or f'exit code {code}'}"
         case Diverged():
@@ -96,6 +99,9 @@ def _detail(records: Sequence[TrialRecord]) -> str:
         case OutOfMemory():
             needs = [o.needed_bytes for r in records if isinstance(o := r.outcome, OutOfMemory)]
             return _over([need for need in needs if need > 0], records[0].limit_bytes, "at least ")
+        case Refused():
+            needs = [o.needed_bytes for r in records if isinstance(o := r.outcome, Refused)]
+            return _over(needs, records[0].limit_bytes, "") + "; no device time was spent"
         case Completed():
             needs = [_outcome(r).measurement.footprint_bytes for r in records]
             return _over(needs, records[0].limit_bytes, "")
@@ -122,7 +128,7 @@ def _over(needs: Sequence[int], limit: int, lead: str) -> str:
 def _help(records: Sequence[TrialRecord], run: str, options: str) -> str:
     first = f"{run}/{records[0].number}{options}"
     match _outcome(records[0]):
-        case OutOfMemory() | Completed():
+        case OutOfMemory() | Completed() | Refused():
             return f"these need a larger budget; `autotune show {first}` says where memory went"
         case Crashed():
             return f"`autotune show {first}` has the traceback and the end of the log"

@@ -19,6 +19,7 @@ from autotune.core.outcome import (
     Diverged,
     Outcome,
     OutOfMemory,
+    Refused,
     Stopped,
     TimedOut,
 )
@@ -99,6 +100,8 @@ class Lines(Progress):
             case OutOfMemory(phase=phase, step=step, needed_bytes=needed):
                 need = f" needed={gib(needed)}GiB" if needed else ""
                 return f"phase={phase} step={step}{need} limit={gib(record.limit_bytes)}GiB"
+            case Refused(needed_bytes=needed):
+                return f"predicted={gib(needed)}GiB limit={gib(record.limit_bytes)}GiB"
             case Stopped(step=step, reason=reason):
                 return f"step={step} reason={reason.replace(' ', '-') or 'none'}"
             case Diverged(step=step, loss=loss):

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.core.observer import RunView
-from autotune.core.outcome import Completed, OutOfMemory
+from autotune.core.outcome import Completed, OutOfMemory, Refused
 from autotune.core.record import TrialRecord
 from autotune.core.units import format_duration, format_gib, gib
 from autotune.report.progress import Progress, RunningTrial
@@ -104,6 +104,8 @@ class LiveDisplay(Progress):
                 over = "" if record.feasible else ", over the budget"
                 score = score_text(record.score(metric), metric)
                 return f"{record.number}  {metric.name} {score}, {peak} GiB{front}{over}: {label}"
+            case Refused(needed_bytes=needed):
+                return f"{record.number}  refused, {format_gib(needed)} rehearsed: {label}"
             case OutOfMemory(needed_bytes=needed) if needed:
                 return f"{record.number}  {outcome.summary}, {format_gib(needed)} needed: {label}"
         return f"{record.number}  {outcome.summary if outcome else ''}: {label}"

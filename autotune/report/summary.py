@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from autotune.core.knob import Knob
-from autotune.core.outcome import Completed, OutOfMemory
+from autotune.core.outcome import Completed, OutOfMemory, Refused
 from autotune.core.pareto import Picks
 from autotune.core.record import Origin, TrialRecord
 from autotune.core.units import GIB, format_duration, format_gib
@@ -109,6 +109,8 @@ def baseline_sentence(run: Run, knobs: Sequence[Knob]) -> str:
         case Completed():
             need = format_gib(record.outcome.measurement.footprint_bytes)
             return f"{name} needs {need} and does not fit into {limit}."
+        case Refused(needed_bytes=needed):
+            return f"{name} is predicted to need {format_gib(needed)} and does not fit into {limit}."
         case OutOfMemory(needed_bytes=needed) if needed:
             return f"{name} needs at least {format_gib(needed)} and does not fit into {limit}."
     return f"{name} has no score: {record.outcome.summary}."

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from autotune.core.domains import Value
 from autotune.core.knob import Knob
-from autotune.core.outcome import Completed, Crashed, Measurement, OutOfMemory, PeakKind, Phase
+from autotune.core.outcome import Completed, Crashed, Measurement, OutOfMemory, PeakKind, Phase, Refused
 from autotune.core.record import TrialRecord
 from autotune.core.units import MIB, format_duration, format_gib
 from autotune.report.failures import Cause
@@ -160,6 +160,12 @@ def _ending(record: TrialRecord) -> list[RenderableType]:
             limit = f"{need}the limit is {format_gib(record.limit_bytes)}"
             said: list[RenderableType] = [Text(message)] if message else []
             return [Text(), Text(limit[0].upper() + limit[1:] + "."), *said]
+        case Refused(needed_bytes=needed, least_bytes=least):
+            said = (
+                f"Its rehearsal needs {format_gib(needed)} (at least {format_gib(least)}), and the "
+                f"limit is {format_gib(record.limit_bytes)}: it was not started."
+            )
+            return [Text(), Text(said)]
         case Crashed(traceback=traceback) if traceback:
             return _section("Traceback", Text(traceback.strip()))
         case Completed() if not record.feasible:

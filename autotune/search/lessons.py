@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from autotune.core.outcome import Completed, OutOfMemory, Stopped
+from autotune.core.outcome import Completed, OutOfMemory, Refused, Stopped
 from autotune.core.record import TrialRecord
 from autotune.core.units import GIB, MIB
 from autotune.core.workload import Metric
@@ -56,9 +56,9 @@ class Lessons:
         if values is not None:
             return self._trial(record, values, {"memory": over, "failed": 0.0})
         if self._reads is Reads.COMPLETED_AND_PRUNED:
-            failed = 0.0 if isinstance(record.outcome, OutOfMemory) else 1.0
+            failed = 0.0 if isinstance(record.outcome, OutOfMemory | Refused) else 1.0
             return self._trial(record, None, {"memory": over, "failed": failed})
-        if isinstance(record.outcome, OutOfMemory):
+        if isinstance(record.outcome, OutOfMemory | Refused):
             needed = float(record.outcome.needed_bytes)
             return self._trial(record, (worst, needed), {"memory": over})
         return None
@@ -99,7 +99,7 @@ def objectives(record: TrialRecord, metric: Metric) -> tuple[float, float] | Non
 
 def memory_violation(record: TrialRecord, limit_bytes: int) -> float:
     """Return how far a trial was over the limit in GiB; at most 0 if it was not."""
-    if isinstance(record.outcome, OutOfMemory):
+    if isinstance(record.outcome, OutOfMemory | Refused):
         # What failed may be less than the limit: the request came on top of what else is there.
         return (max(record.outcome.needed_bytes, limit_bytes + MIB) - limit_bytes) / GIB
     if isinstance(record.outcome, Completed):

@@ -15,7 +15,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.core.outcome import Completed, Outcome, OutOfMemory
+from autotune.core.outcome import Completed, Outcome, OutOfMemory, Refused
 from autotune.core.record import TrialRecord
 from autotune.core.space import Space
 from autotune.core.units import GIB
@@ -91,7 +91,7 @@ class StudyMirror:
         values = record.config.complete(self._space.knobs)
         params = {n: v for n, v in values.items() if n in domains and v in domains[n]}
         constraints = {"memory": memory_violation(record, record.limit_bytes)}
-        if not isinstance(outcome, Completed | OutOfMemory):
+        if not isinstance(outcome, Completed | OutOfMemory | Refused):
             constraints["failed"] = 1.0
         score, point = record.score(metric), objectives(record, metric)
         return create_trial(
@@ -117,7 +117,7 @@ class StudyMirror:
 def _state(outcome: Outcome, *, whole: bool) -> TrialState:
     if whole:
         return TrialState.COMPLETE
-    return TrialState.PRUNED if isinstance(outcome, OutOfMemory) else TrialState.FAIL
+    return TrialState.PRUNED if isinstance(outcome, OutOfMemory | Refused) else TrialState.FAIL
 
 
 def _open(url: str) -> RDBStorage:

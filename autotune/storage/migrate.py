@@ -21,7 +21,7 @@ from autotune.storage.views import VIEWS
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration, which gives the schema of `models.py`."""
 
 VERSION_TABLE = "autotune_alembic_version"

@@ -92,6 +92,7 @@ class TrialRow(Base):
     started: Mapped[float]
     finished: Mapped[float | None]
     limit_bytes: Mapped[int] = mapped_column(BigInteger)
+    rehearsed_bytes: Mapped[int | None] = mapped_column(BigInteger)
     feasible: Mapped[bool]
     on_front: Mapped[bool]
     score: Mapped[float | None]

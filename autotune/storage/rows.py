@@ -86,6 +86,7 @@ def describe_trial(row: TrialRow, record: TrialRecord, knobs: Iterable[Knob]) ->
     row.started = record.started
     row.finished = None
     row.limit_bytes = record.limit_bytes
+    row.rehearsed_bytes = record.rehearsed_bytes or None
     row.feasible = False
     row.on_front = record.on_front
 
@@ -169,6 +170,7 @@ def read_record(row: TrialRow) -> TrialRecord:
         started=row.started,
         outcome=None if row.outcome is None else outcome_from_json(json.loads(row.outcome)),
         limit_bytes=row.limit_bytes,
+        rehearsed_bytes=row.rehearsed_bytes or 0,
         on_front=row.on_front,
     )
 

@@ -169,6 +169,7 @@ class Run:
             row["seconds"] = outcome.seconds
             row["peak_gib"] = measured.peak_bytes / GIB or None
             row["footprint_gib"] = measured.footprint_bytes / GIB or None
+            row["predicted_gib"] = record.rehearsed_bytes / GIB or None
             row["step_seconds"] = measured.step_seconds or None
             row["throughput"] = measured.throughput or None
         if isinstance(outcome, Completed):

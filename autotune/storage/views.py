@@ -81,6 +81,7 @@ _TRIAL = (
         _measured_gib("t.footprint_bytes"),
         "strictest peak, held against the budget",
     ),
+    Column("predicted_gib", _measured_gib("t.rehearsed_bytes"), "peak that the rehearsal counted"),
     Column("seconds", "t.seconds", "duration of the trial"),
     Column("step_seconds", "t.step_seconds", "median duration of an optimizer step"),
     Column("throughput", "t.throughput", "tokens per second"),

@@ -19,6 +19,7 @@ from autotune.core.outcome import (
     Peak,
     PeakKind,
     Phase,
+    Refused,
     Score,
     Stopped,
     TimedOut,
@@ -66,6 +67,7 @@ OWN = {
         "traceback": st.text(max_size=9),
     },
     TimedOut: {"limit_seconds": SECONDS, "phase": st.sampled_from(["", "load", "eval"])},
+    Refused: {"needed_bytes": NUMBERS, "least_bytes": NUMBERS},
 }
 ANY = st.one_of(
     *(st.builds(k, seconds=SECONDS, measurement=MEASUREMENTS, **f) for k, f in OWN.items())
