@@ -42,7 +42,7 @@ class Prior:
     fixed_bytes: float = 16 * 2**20
     fixed_spread: float = 64 * 2**20
     factor: float = 1.0
-    factor_spread: float = 0.05
+    factor_spread: float = 0.1
     noise: float = 0.04
     weight: float = 3.0
 
