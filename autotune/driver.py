@@ -6,6 +6,7 @@ and tells. `autotune/tuner.py` has the loop itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from autotune.core.record import Origin, TrialRecord
 from autotune.plan import Plan
 from autotune.runners.base import Runner
 from autotune.search.sampler import Proposer
+from autotune.search.screen import Screen
 from autotune.search.study import StudyMirror
 from autotune.storage.store import Store
 from autotune.trial.spec import Event, TrialSpec
@@ -30,6 +32,9 @@ PATIENCE = 10.0
 """A trial may take this many times as long as the slowest completed one."""
 
 LEAST_TRIAL_SECONDS = 60.0
+
+MOST_REFUSALS = 200
+"""Proposals that may be refused one after the other before the search has nothing left to try."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +52,7 @@ class Search:
         records: Every trial of the run, by number.
         running: The device of each trial that runs.
         repeats: What an earlier part of the run left unfinished, to be tried again.
+        screen: Refuses what cannot fit; None to try everything.
     """
 
     plan: Plan
@@ -59,6 +65,7 @@ class Search:
     records: dict[int, TrialRecord] = field(default_factory=dict)
     running: dict[int, Device] = field(default_factory=dict)
     repeats: dict[int, TrialRecord] = field(default_factory=dict)
+    screen: Screen | None = None
 
     @property
     def name(self) -> str:
@@ -99,6 +106,8 @@ class Search:
                 self.repeats[record.number] = record
             else:
                 self.records[record.number] = record
+                if self.screen is not None:
+                    self.screen.learn(record)
                 self.mirror.tell(record, self.plan.spec.facts.metric)
 
     def announce(self) -> None:
@@ -118,14 +127,23 @@ class Search:
         self.tell_observers(lambda o: o.started(view))
 
     def submit_next(self) -> bool:
-        """Propose and start the next trial; False if there is none left."""
-        spec = self.plan.spec
-        number = next((n for n in range(spec.trials) if n not in self.records), None)
-        if number is None:
-            return False
-        config, origin = self._propose(number)
-        if config is None:
-            return False
+        """Propose and start the next trial; False if there is none left.
+
+        Proposals that the screen refuses are recorded and passed over: they are no trials.
+        """
+        for _ in range(MOST_REFUSALS):
+            if sum(not r.refused for r in self.records.values()) >= self.plan.spec.trials:
+                return False
+            number = next(n for n in itertools.count() if n not in self.records)
+            config, origin = self._propose(number)
+            if config is None:
+                return False
+            if self._start(number, config, origin):
+                return True
+        return False
+
+    def _start(self, number: int, config: Config, origin: Origin) -> bool:
+        """Start a trial; False if the screen refuses it."""
         record = TrialRecord(
             number=number,
             config=config,
@@ -135,10 +153,18 @@ class Search:
         )
         taken = list(self.running.values())
         device = min(self.plan.devices, key=lambda d: sum(t == d for t in taken))
+        refusal = None
+        if self.screen is not None:
+            look = self.screen.look(self.trial_spec(record, device))
+            record = replace(record, rehearsed_bytes=look.rehearsed_bytes)
+            refusal = self.screen.refusal(look)
         self.records[number] = record
-        self.running[number] = device
         self.store.add_trial(self.name, record, self.plan.space.knobs)
         self.proposer.tell(record)
+        if refusal is not None:
+            self._conclude(replace(record, outcome=refusal))
+            return False
+        self.running[number] = device
         self.tell_observers(lambda o: o.trial_started(record))
         self.runner.submit(self.trial_spec(record, device))
         return True
@@ -146,7 +172,9 @@ class Search:
     def hear(self, event: Event) -> None:
         """Take an event of a running trial; an outcome concludes it."""
         if event.kind == "outcome":
-            self._conclude(event)
+            outcome = outcome_from_json(event.data)
+            del self.running[event.trial]
+            self._conclude(replace(self.records[event.trial], outcome=outcome))
         else:
             record = self.records[event.trial]
             if event.kind == "phase":
@@ -197,13 +225,13 @@ class Search:
                 return opening, OPENING[number]
         return self.proposer.ask(number), Origin.SAMPLER
 
-    def _conclude(self, event: Event) -> None:
+    def _conclude(self, record: TrialRecord) -> None:
         """Record how a trial ended, tell the proposer, and keep the front."""
         metric = self.plan.spec.facts.metric
-        before = [record.number for record in self.front]
-        record = replace(self.records[event.trial], outcome=outcome_from_json(event.data))
-        self.records[event.trial] = record
-        del self.running[event.trial]
+        before = [member.number for member in self.front]
+        self.records[record.number] = record
+        if self.screen is not None:
+            self.screen.learn(record)
         self.store.finish_trial(self.name, record, metric)
         self.proposer.tell(record)
         self.mirror.tell(record, metric)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autotune.core.errors import NothingFits
-from autotune.core.outcome import Completed, Outcome, OutOfMemory, outcome_from_json
+from autotune.core.outcome import Completed, Outcome, OutOfMemory, Refused, outcome_from_json
 from autotune.core.record import Origin, TrialRecord
 from autotune.core.units import MIB, format_gb, gib
 from autotune.driver import Search
@@ -27,7 +27,7 @@ def check_that_something_fits(search: Search) -> None:
     smallest = next((r for r in ended if r.origin is Origin.SMALLEST), None)
     if smallest is None or search.running or len(ended) > smallest.number + 1:
         return
-    over = isinstance(smallest.outcome, OutOfMemory | Completed) and not smallest.feasible
+    over = isinstance(smallest.outcome, OutOfMemory | Completed | Refused)
     if over and not any(record.feasible for record in ended):
         raise nothing_fits(search.plan, smallest, probe(search, smallest))
 
@@ -52,7 +52,7 @@ def nothing_fits(plan: Plan, smallest: TrialRecord, measured: Completed | None) 
     """Say what the smallest configuration needs, itemised, and which budget would work."""
     outcome: Outcome | None = measured or smallest.outcome
     needed = outcome.measurement.footprint_bytes if outcome else 0
-    if isinstance(outcome, OutOfMemory):
+    if isinstance(outcome, OutOfMemory | Refused):
         needed = max(needed, outcome.needed_bytes)
     budget = suggested_budget(int(needed / (1.0 - plan.budget.headroom)))
     parts = outcome.measurement.anatomy if outcome else {}

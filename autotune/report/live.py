@@ -111,7 +111,7 @@ class LiveDisplay(Progress):
         return f"{record.number}  {outcome.summary if outcome else ''}: {label}"
 
     def _progress_line(self, view: RunView) -> Table:
-        done, total = len(self.ended_trials), view.spec.trials
+        done, total = self.trained, view.spec.trials
         words = f"{done} of {total} finished   {format_duration(self.elapsed)} elapsed"
         left = self.left()
         line = Table.grid(padding=(0, 2, 0, 0))

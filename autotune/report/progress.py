@@ -88,6 +88,11 @@ class Progress(Silent):
         """Seconds since this part of the run started."""
         return self.view.clock() - self.began if self.view else 0.0
 
+    @property
+    def trained(self) -> int:
+        """Number of trials that ended; those that were refused never started."""
+        return sum(not record.refused for record in self.ended_trials)
+
     def counts(self) -> dict[str, int]:
         """Return how many trials ended how, by the tag of their outcome."""
         found: dict[str, int] = {}
@@ -100,8 +105,9 @@ class Progress(Silent):
         """Say how long it will take at the pace so far; empty where that cannot be told."""
         if self.view is None:
             return ""
-        done = len(self.ended_trials) - len(self.view.earlier)
-        remaining = self.view.spec.trials - len(self.ended_trials)
+        before = sum(not record.refused for record in self.view.earlier)
+        done = self.trained - before
+        remaining = self.view.spec.trials - self.trained
         if not any(isinstance(r.outcome, Completed) for r in self.ended_trials) or done == 0:
             return ""
         seconds = self.elapsed / done * remaining

@@ -32,6 +32,7 @@ from autotune.storage.run import Run
 STATES: Mapping[str, str] = {
     "completed": "completed",
     "out-of-memory": "out of memory",
+    "refused": "refused before they started",
     "stopped": "stopped early",
     "diverged": "diverged",
     "crashed": "crashed",
@@ -89,7 +90,7 @@ def counts_sentence(run: Run) -> str:
     known = [(name, counts[state]) for state, name in STATES.items() if counts.get(state)]
     rest = [(state, count) for state, count in counts.items() if state not in STATES]
     ends = ", ".join(f"{count} {name}" for name, count in known + rest) or "none started"
-    total = sum(counts.values())
+    total = sum(count for state, count in counts.items() if state != Refused.tag)
     return f"{total} trial{'s' * (total != 1)} in {format_duration(run.elapsed)}: {ends}."
 
 
@@ -110,7 +111,8 @@ def baseline_sentence(run: Run, knobs: Sequence[Knob]) -> str:
             need = format_gib(record.outcome.measurement.footprint_bytes)
             return f"{name} needs {need} and does not fit into {limit}."
         case Refused(needed_bytes=needed):
-            return f"{name} is predicted to need {format_gib(needed)} and does not fit into {limit}."
+            need = format_gib(needed)
+            return f"{name} is predicted to need {need} and does not fit into {limit}."
         case OutOfMemory(needed_bytes=needed) if needed:
             return f"{name} needs at least {format_gib(needed)} and does not fit into {limit}."
     return f"{name} has no score: {record.outcome.summary}."

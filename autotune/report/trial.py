@@ -13,7 +13,15 @@ from rich.text import Text
 
 from autotune.core.domains import Value
 from autotune.core.knob import Knob
-from autotune.core.outcome import Completed, Crashed, Measurement, OutOfMemory, PeakKind, Phase, Refused
+from autotune.core.outcome import (
+    Completed,
+    Crashed,
+    Measurement,
+    OutOfMemory,
+    PeakKind,
+    Phase,
+    Refused,
+)
 from autotune.core.record import TrialRecord
 from autotune.core.units import MIB, format_duration, format_gib
 from autotune.report.failures import Cause
@@ -161,11 +169,11 @@ def _ending(record: TrialRecord) -> list[RenderableType]:
             said: list[RenderableType] = [Text(message)] if message else []
             return [Text(), Text(limit[0].upper() + limit[1:] + "."), *said]
         case Refused(needed_bytes=needed, least_bytes=least):
-            said = (
+            refused = (
                 f"Its rehearsal needs {format_gib(needed)} (at least {format_gib(least)}), and the "
                 f"limit is {format_gib(record.limit_bytes)}: it was not started."
             )
-            return [Text(), Text(said)]
+            return [Text(), Text(refused)]
         case Crashed(traceback=traceback) if traceback:
             return _section("Traceback", Text(traceback.strip()))
         case Completed() if not record.feasible:
