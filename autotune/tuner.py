@@ -18,6 +18,7 @@ from autotune.core.errors import UsageError
 from autotune.core.observer import Observer
 from autotune.driver import Search
 from autotune.fit import check_that_something_fits
+from autotune.memory.rehearsal_worker import RehearsalWorker
 from autotune.plan import (
     DEFAULT_OBJECTIVE,
     DEFAULT_TRIAL_SECONDS,
@@ -30,6 +31,7 @@ from autotune.plan import (
 )
 from autotune.runners.base import Runner
 from autotune.search.optuna import OptunaProposer
+from autotune.search.screen import Screen
 from autotune.search.study import StudyMirror
 from autotune.storage.run import Run, new_run_folder
 from autotune.storage.store import Store
@@ -246,6 +248,8 @@ def _conduct(
         limit_bytes=plan.budget.limit_bytes,
     )
     mirror = StudyMirror(database, spec.name, plan.space)
+    limit = plan.budget.limit_bytes
+    screen = Screen(RehearsalWorker(), limit, spec.facts.model.parameters)
     state = Search(
         plan=plan,
         store=store,
@@ -254,6 +258,7 @@ def _conduct(
         runner=runner,
         folder=folder,
         observers=observers,
+        screen=screen if runner.trains else None,
     )
     state.remember(store.records(spec.name))
     state.announce()
@@ -263,6 +268,7 @@ def _conduct(
     finally:
         store.finish_run(spec.name, status)
         mirror.close()
+        screen.close()
         state.tell_observers(lambda o: o.ended(status))
 
 

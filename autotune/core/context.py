@@ -92,7 +92,8 @@ class Context:
         global_batch: Sequences per optimizer step, whatever the micro-batch.
         libraries: Optional libraries that are installed, by import name.
         features: What of a data or evaluation plan the objective carries out: `"by_length"`,
-            `"documents"`, `"on_the_fly"`, `"memory_map"`, `"stream"`.
+            `"documents"`, `"on_the_fly"`, `"memory_map"`, `"stream"`; and what it has: a
+            `"teacher"` of its own, sequences of `"fixed_length"`.
         purpose: Whose memory is minimised: `"training"` or `"inference"`.
     """
 

@@ -31,12 +31,23 @@ def _bits_need_adapters(context: Context) -> bool:
     return context.config.get("weight_bits", 16) == 16 or bool(context.config.get("lora.rank", 0))
 
 
+def _no_padding_to_compare(context: Context) -> bool:
+    distilled = context.config.get("distill", "none") != "none"
+    return not (distilled and context.config.get("data.packing", "stream") == "documents")
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         name="frozen-weights-train-adapters",
         holds=_bits_need_adapters,
         reason="quantised weights are frozen, so nothing in them would train: "
         "set lora.rank above 0, or weight_bits to 16",
+    ),
+    Rule(
+        name="teachers-read-streams",
+        holds=_no_padding_to_compare,
+        reason="rows of single documents are padded, and a teacher's opinion of padding would "
+        "count: set data.packing to stream, or distill to none",
     ),
 )
 """The rules that every space obeys; a space file may add expressions of its own."""

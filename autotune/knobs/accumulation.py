@@ -11,6 +11,7 @@ from dataclasses import replace
 from autotune.core.context import Context
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
+from autotune.knobs.global_batch import effective_batch
 from autotune.knobs.stages import STEP, StepPlan
 
 DOMAIN = Choice((1, 2, 4, 8, 16, 32))
@@ -21,13 +22,13 @@ def _accumulate(plan: StepPlan, value: int) -> StepPlan:
 
 
 def _must_divide(value: int, context: Context) -> str | None:
-    batch = context.global_batch
-    if batch % value == 0:
+    batch = effective_batch(context)
+    if value == 1 or batch % value == 0:
         return None
     fitting = ", ".join(str(v) for v in DOMAIN.values if isinstance(v, int) and batch % v == 0)
     return (
-        f"accumulation {value} does not divide the global batch of {batch}: "
-        f"use one of {fitting}, or another global batch"
+        f"accumulation {value} does not divide the global batch of {batch:g}: "
+        f"use one of {fitting or 1}, or another global batch"
     )
 
 

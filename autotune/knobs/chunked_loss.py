@@ -3,7 +3,8 @@
 Logits of one piece of the tokens are computed, reduced to a loss per token, and dropped; backward
 computes them again, piece by piece, from the hidden states. Loss and gradients are those of the
 plain computation, to rounding. In place of logits and their gradient, `(tokens, vocab)` each, only
-a `1 / chunks` part is alive, for one product more per token.
+a `1 / chunks` part is alive, for one product more per token. Under autocast the products, and those
+of backward with them, are in its dtype, and nothing is kept in it.
 
 References:
     Wijmans et al. 2024, arXiv:2411.09009.
@@ -11,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -41,8 +42,19 @@ def chunked_cross_entropy(
         A scalar in fp32; NaN if no token counts, as `F.cross_entropy` has it.
     """
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    loss: Tensor = _ChunkedLoss.apply(rows, head_weight, bias, targets, chunks)  # type: ignore[no-untyped-call]  # untyped there
+    device = rows.device.type
+    narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    how = _How(chunks, narrow or head_weight.dtype)
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _ChunkedLoss.apply(rows, head_weight, bias, targets, how)  # type: ignore[no-untyped-call]  # untyped there
     return loss
+
+
+class _How(NamedTuple):
+    """In how many pieces, and in which dtype products are computed."""
+
+    chunks: int
+    dtype: torch.dtype
 
 
 def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -53,18 +65,19 @@ def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunks: int
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: _How
     ) -> Tensor:
         counted = targets != IGNORED
         normaliser = torch.empty(len(rows), device=rows.device)
         total = torch.zeros((), device=rows.device)
-        for part in _parts(len(rows), chunks):
-            logits = _logits(rows[part], weight, bias)
+        matrix = weight.to(how.dtype)
+        for part in _parts(len(rows), how.chunks):
+            logits = _logits(rows[part].to(how.dtype), matrix, bias)
             normaliser[part] = logits.logsumexp(1)
             chosen = logits.gather(1, targets[part].clamp_min(0)[:, None])[:, 0]
             total += ((normaliser[part] - chosen) * counted[part]).sum()
         ctx.save_for_backward(rows, weight, bias, targets, normaliser)
-        ctx.chunks = chunks
+        ctx.how = how
         return total / counted.sum()
 
     @staticmethod
@@ -77,18 +90,20 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_rows = torch.empty_like(rows) if need_rows else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
-        for part in _parts(len(rows), ctx.chunks):
-            wrong = _logits(rows[part], weight, bias).sub_(normaliser[part, None]).exp_()
+        matrix = weight.to(ctx.how.dtype)
+        for part in _parts(len(rows), ctx.how.chunks):
+            some = rows[part].to(ctx.how.dtype)
+            wrong = _logits(some, matrix, bias).sub_(normaliser[part, None]).exp_()
             at = targets[part].clamp_min(0)[:, None]
             wrong.scatter_add_(1, at, wrong.new_full((), -1.0).expand(at.shape))
             wrong.mul_(share[part, None])
             if grad_bias is not None:
                 grad_bias += wrong.sum(0)
-            narrow = wrong.to(rows.dtype)
+            narrow = wrong.to(ctx.how.dtype)
             if grad_rows is not None:
-                grad_rows[part] = multiply(narrow, weight)
+                grad_rows[part] = multiply(narrow, matrix)
             if grad_weight is not None:
-                grad_weight += multiply(narrow.t(), rows[part])
+                grad_weight += multiply(narrow.t(), some)
         return grad_rows, _like(grad_weight, weight), _like(grad_bias, bias), None, None
 
 

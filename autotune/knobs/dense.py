@@ -1,9 +1,9 @@
-"""Dense products of bf16 tensors on processors without bf16 instructions.
+"""Dense products of 16-bit tensors on processors without instructions for them.
 
-There, a native bf16 matrix product is far slower than an fp32 one: the library falls back to a
-scalar loop. What bf16 saves is memory, so tensors stay in bf16, and each layer is
-multiplied in fp32 for the moment of its product: forward, and again in backward. Only bf16 tensors
-are saved.
+There, a native bf16 or fp16 matrix product is far slower than an fp32 one: the library falls back
+to a scalar loop. What 16 bits save is memory, so tensors stay as they are, and each layer is
+multiplied in fp32 for the moment of its product: forward, and again in backward. Only 16-bit
+tensors are saved.
 """
 
 from __future__ import annotations
@@ -29,9 +29,19 @@ def cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@cache
+def cpu_has_fp16() -> bool:
+    """Whether this processor multiplies fp16 matrices by instructions of its own."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def product_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which a product of this tensor is computed: its own, or fp32."""
-    slow = tensor.dtype is torch.bfloat16 and tensor.device.type == "cpu" and not cpu_has_bf16()
+    if tensor.device.type != "cpu":
+        return tensor.dtype
+    slow = (tensor.dtype is torch.bfloat16 and not cpu_has_bf16()) or (
+        tensor.dtype is torch.float16 and not cpu_has_fp16()
+    )
     return torch.float32 if slow else tensor.dtype
 
 
@@ -86,7 +96,7 @@ def _forward(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def widen_linears(model: nn.Module) -> nn.Module:
-    """Have dense layers with slow bf16 weights compute in fp32; parameters stay as they are."""
+    """Have dense layers with slow 16-bit weights compute in fp32; parameters stay as they are."""
     for module in model.modules():
         if is_dense(module) and product_dtype(dense_weight(module)) is not module.weight.dtype:
             replaced: Callable[[Tensor], Tensor] = partial(_forward, module)

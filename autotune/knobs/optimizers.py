@@ -1,38 +1,50 @@
 """The optimizers behind the knobs, and their default learning rates.
 
-Rates are relative to AdamW's, so that one number of the workload serves them all; the factors were
-chosen on the default workload, and adapters' as in Schulman et al. 2025, LoRA Without Regret.
+Rates are relative to AdamW's, so that one number of the workload serves them all. Adapters take a
+higher one, as in Schulman et al. 2025, LoRA Without Regret.
 
-Where torch's own fused kernels do the job (fp32 parameters, fp32 states) they are used. The rest is
-here: parameters in bf16 and states in 8 bits. Each update is computed in fp32, piece by piece, so
-that temporaries stay small, and is written back as `knobs/rounding.py` says. States are kept in
-fp32 also for bf16 parameters, unless 8 bits are asked for: a bf16 average of squares could not
-decay.
+Where torch's own kernels do the job (AdamW and SGD on fp32 weights, fp32 gradients and fp32 states)
+they are used. The rest is `knobs/rounded.py` with a method from this table for each parameter.
+States are kept in fp32 also for bf16 weights, unless fewer bits are asked for. Two wrappers change
+when and where an update happens, whatever it is: `knobs/in_backward.py` and `knobs/offloaded.py`.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim import Optimizer
 
-from autotune.core.errors import BadValue
-from autotune.knobs.rounding import load, new_states, round_stochastically, store
+from autotune.core.errors import BadValue, ModelError
+from autotune.knobs.elementwise import adamw, lion, sgd
+from autotune.knobs.factored import adafactor
+from autotune.knobs.in_backward import InBackward
+from autotune.knobs.low_rank import apollo, galore, rank_of
+from autotune.knobs.muon import muon
+from autotune.knobs.offloaded import Offloaded
+from autotune.knobs.rounded import Method, Rounded
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from autotune.knobs.stages import OptimPlan
 
 BASE_RATE = 5e-5
 """Learning rate of AdamW for fine-tuning all weights of a pretrained model."""
 
-PIECE = {"cpu": 2**18, "cuda": 2**22}
-"""Values updated at once: what fits a CPU's cache; enough to keep a GPU busy."""
+METHODS: dict[str, Method] = {
+    "adamw": adamw,
+    "lion": lion,
+    "sgd": sgd,
+    "adafactor": adafactor,
+    "muon": muon,
+    "galore": galore,
+    "apollo": apollo,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,26 +54,43 @@ class Family:
     Attributes:
         rate: Default learning rate in units of AdamW's.
         decay: Weight decay; it acts times the rate, so it is higher where rates are lower.
-        moments: Names of its states, one value per parameter each.
+        method: Key of `METHODS`.
+        hidden: Another method for the matrices inside the blocks; empty for the same one.
+        moments: Whether it keeps moments that fewer bits could shorten.
         adapters: Factor on the rate where adapters are trained. Ten for those that normalise
             updates; SGD's grow with the gradients, which are larger in adapters already.
     """
 
     rate: float
     decay: float
-    moments: tuple[str, ...]
+    method: str = "adamw"
+    hidden: str = ""
+    moments: bool = True
     adapters: float = 10.0
 
 
 FAMILIES = {
-    "adamw": Family(rate=1.0, decay=0.01, moments=("mean", "square")),
-    "lion": Family(rate=0.5, decay=0.02, moments=("mean",)),
+    "adamw": Family(rate=1.0, decay=0.01),
+    "lion": Family(rate=0.5, decay=0.02, method="lion"),
     # Adafactor's rate is relative to the root mean square of each tensor, about 0.03.
-    "adafactor": Family(rate=20.0, decay=0.0, moments=()),
+    "adafactor": Family(rate=20.0, decay=0.0, method="adafactor", moments=False),
     # Without momentum, which would cost as much memory as Lion's state: the leanest that trains.
-    "sgd": Family(rate=1000.0, decay=0.0, moments=(), adapters=3.0),
+    "sgd": Family(rate=1000.0, decay=0.0, method="sgd", moments=False, adapters=3.0),
+    # The updates of the rest are scaled to the size of AdamW's, so they share its rate.
+    "muon": Family(rate=1.0, decay=0.01, hidden="muon"),
+    "galore": Family(rate=1.0, decay=0.01, hidden="galore"),
+    "apollo": Family(rate=1.0, decay=0.01, hidden="apollo"),
 }
 """Rate of each family: AdamW 5e-5, Lion 2.5e-5, Adafactor 1e-3, SGD 5e-2; more for adapters."""
+
+TORCH_KINDS: dict[str, type[Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+KERNELS = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "loop": {"foreach": False, "fused": False},
+}
+"""What torch's optimizers are told, by the name of the kernel."""
 
 
 def learning_rate(plan: OptimPlan, base_rate: float | None = None) -> float:
@@ -83,212 +112,105 @@ def learning_rate(plan: OptimPlan, base_rate: float | None = None) -> float:
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], plan: OptimPlan, base_rate: float | None = None
+    parameters: Iterable[nn.Parameter],
+    plan: OptimPlan,
+    base_rate: float | None = None,
+    model: nn.Module | None = None,
 ) -> Optimizer:
     """Build the optimizer of a plan; matrices decay, vectors (biases, norms) do not.
 
     Args:
         parameters: Those of the model; the ones that need no gradient are left out.
-        plan: Family, bits, factor on the rate.
+        plan: Family, bits, factor on the rate, when and where to update.
         base_rate: As for `learning_rate`.
+        model: Whose blocks hold the matrices that Muon, GaLore and APOLLO are for. Without it
+            every matrix is taken for one of those, embeddings and the output layer too.
 
     Raises:
-        BadValue: If the family is unknown, or has no states to store in 8 bits.
+        BadValue: If the family is unknown, or cannot do what the plan asks for.
+        ModelError: If the family is for matrices inside blocks, and the model has no blocks.
     """
     rate = learning_rate(plan, base_rate)
+    training = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = _groups(training, plan, model)
+    make = partial(_make, plan=plan, rate=rate, by_torch=_torch_can(training, plan))
+    if plan.gradient_dtype is not None:
+        for parameter in training:
+            parameter.grad_dtype = getattr(torch, plan.gradient_dtype)
+    if plan.offload:
+        return Offloaded(groups, make)
+    return InBackward(make(groups)) if plan.in_backward else make(groups)
+
+
+def _torch_can(training: list[nn.Parameter], plan: OptimPlan) -> bool:
+    """Whether torch has a kernel for the plan; raise if the plan contradicts itself."""
     family = FAMILIES[plan.name]
     if plan.state_bits != 32 and not family.moments:
         raise BadValue(f"{plan.name} keeps no states that {plan.state_bits} bits could shorten")
-    training = [parameter for parameter in parameters if parameter.requires_grad]
-    matrices = [parameter for parameter in training if parameter.ndim >= 2]
-    vectors = [parameter for parameter in training if parameter.ndim < 2]
-    groups = [
-        {"params": members, "weight_decay": decay}
-        for members, decay in ((matrices, family.decay), (vectors, 0.0))
+    if plan.offload and plan.in_backward:
+        raise BadValue("an update on the host cannot happen in the backward pass on the device")
+    dtypes = {parameter.dtype for parameter in training}
+    dtypes |= {getattr(torch, plan.gradient_dtype)} if plan.gradient_dtype else set()
+    can = plan.name in TORCH_KINDS and plan.state_bits == 32 and dtypes <= {torch.float32}
+    if plan.kernel != "fused" and not can:
+        raise BadValue(
+            f"torch has no {plan.kernel} kernel for {plan.name} in {plan.state_bits} bits on "
+            f"{', '.join(sorted(map(str, dtypes)))}",
+            help="set optimizer.kernel to fused",
+        )
+    return can
+
+
+def _make(
+    groups: list[dict[str, Any]], *, plan: OptimPlan, rate: float, by_torch: bool
+) -> Optimizer:
+    if by_torch:
+        options: dict[str, Any] = {"lr": rate, **KERNELS[plan.kernel]}
+        return TORCH_KINDS[plan.name](groups, **options)
+    for group in groups:
+        group.update(bits=plan.state_bits, rank=plan.rank)
+    return Rounded(groups, lr=rate, methods=METHODS)
+
+
+def _groups(
+    training: list[nn.Parameter], plan: OptimPlan, model: nn.Module | None
+) -> list[dict[str, Any]]:
+    """Return parameter groups, none of them empty."""
+    family = FAMILIES[plan.name]
+    hidden = _hidden(training, plan, model) if family.hidden else set()
+    kinds: dict[tuple[str, float], list[nn.Parameter]] = {
+        (family.hidden, family.decay): [],
+        (family.method, family.decay): [],
+        (family.method, 0.0): [],
+    }
+    for parameter in training:
+        method = family.hidden if id(parameter) in hidden else family.method
+        kinds[method, family.decay if parameter.ndim >= 2 else 0.0].append(parameter)
+    return [
+        {"params": members, "weight_decay": decay, "method": method}
+        for (method, decay), members in kinds.items()
         if members
     ]
-    wide = all(parameter.dtype is torch.float32 for parameter in training)
-    if plan.name == "adamw" and wide and plan.state_bits == 32:
-        return torch.optim.AdamW(groups, lr=rate, fused=True)
-    if plan.name == "sgd" and wide:
-        return torch.optim.SGD(groups, lr=rate, fused=True)
-    if plan.name == "adafactor":
-        return Adafactor(groups, lr=rate)
-    return Elementwise(groups, lr=rate, family=plan.name, state_bits=plan.state_bits)
 
 
-class _Rounded(Optimizer):
-    """Common to the optimizers here: noise for rounding, and the walk over parameters.
-
-    The noise has a generator of its own, so that dropout is the same whatever rounds. It is drawn
-    once for a step and used for every piece: what matters is that it is new in the next step.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
-        super().__init__(groups, defaults)
-        self._generators: dict[torch.device, torch.Generator] = {}
-        self._noise: dict[torch.device, Tensor] = {}
-
-    def noise(self, device: torch.device) -> Tensor:
-        """Return the noise of this step: uniform in [0, 1), one value for each of a piece."""
-        if device not in self._noise:
-            if device not in self._generators:
-                self._generators[device] = torch.Generator(device).manual_seed(0)
-            generator = self._generators[device]
-            self._noise[device] = torch.rand(PIECE[device.type], generator=generator, device=device)
-        return self._noise[device]
-
-    def write(self, target: Tensor, value: Tensor) -> None:
-        """Write fp32 values to a flat target of the same length, rounded without bias."""
-        noise = self.noise(target.device)
-        for new, old in zip(value.split(len(noise)), target.split(len(noise)), strict=True):
-            round_stochastically(old, new, noise[: len(new)])
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads by closure
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: Computes loss and gradients first, as in every torch optimizer.
-
-        Returns:
-            What the closure returned.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    weight = parameter.contiguous()
-                    self.update(weight, parameter.grad.contiguous(), self.state[parameter], group)
-                    if weight is not parameter:
-                        parameter.copy_(weight)
-        self._noise.clear()
-        return loss
-
-    @abstractmethod
-    def update(
-        self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
-    ) -> None:
-        """Update one contiguous weight and its state in place."""
+def _hidden(training: list[nn.Parameter], plan: OptimPlan, model: nn.Module | None) -> set[int]:
+    """Return the identities of the matrices that the family's own method is for."""
+    inside = training if model is None else _inside_blocks(model, plan.name)
+    matrices = [p for p in inside if p.ndim == 2 and min(p.shape) > 1]
+    if plan.name == "muon":
+        return {id(p) for p in matrices}
+    # A projection that is no narrower than the matrix would cost more than AdamW's own states.
+    return {id(p) for p in matrices if rank_of(p.shape, plan.rank) < min(p.shape)}
 
 
-Rule: TypeAlias = "Callable[[Tensor, Tensor, Sequence[Tensor], Mapping[str, Any], int], None]"
-"""Updates `(weight, gradient, moments, group, step)` in place; everything is fp32."""
+def _inside_blocks(model: nn.Module, name: str) -> list[nn.Parameter]:
+    from autotune.knobs.blocks import find_blocks
 
-
-def _adamw(
-    weight: Tensor, grad: Tensor, moments: Sequence[Tensor], group: Mapping[str, Any], step: int
-) -> None:
-    mean, square = moments
-    mean.lerp_(grad, 1 - 0.9)
-    square.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
-    scale = (square / (1 - 0.999**step)).sqrt_().add_(1e-8)
-    weight.mul_(1 - group["lr"] * group["weight_decay"])
-    weight.addcdiv_(mean, scale, value=-group["lr"] / (1 - 0.9**step))
-
-
-def _lion(
-    weight: Tensor, grad: Tensor, moments: Sequence[Tensor], group: Mapping[str, Any], step: int
-) -> None:
-    (mean,) = moments
-    weight.mul_(1 - group["lr"] * group["weight_decay"])
-    weight.add_(mean.lerp(grad, 1 - 0.9).sign_(), alpha=-group["lr"])
-    mean.lerp_(grad, 1 - 0.99)
-
-
-def _sgd(
-    weight: Tensor, grad: Tensor, moments: Sequence[Tensor], group: Mapping[str, Any], step: int
-) -> None:
-    weight.add_(grad, alpha=-group["lr"])
-
-
-RULES: dict[str, Rule] = {"adamw": _adamw, "lion": _lion, "sgd": _sgd}
-
-
-class Elementwise(_Rounded):
-    """AdamW, Lion or SGD, for parameters in fp32 or bf16 and states in 32 or 8 bits.
-
-    Args:
-        groups: Parameter groups, each with its `weight_decay`.
-        lr: Learning rate.
-        family: Key of `RULES`.
-        state_bits: 32 or 8.
-
-    References:
-        Loshchilov and Hutter 2017, arXiv:1711.05101; Chen et al. 2023, arXiv:2302.06675.
-    """
-
-    def __init__(
-        self, groups: list[dict[str, Any]], *, lr: float, family: str, state_bits: int
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
-        self.rule, self.moments = RULES[family], FAMILIES[family].moments
-        self.state_bits = state_bits
-
-    def update(
-        self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
-    ) -> None:
-        """Update one weight and its moments, piece by piece."""
-        if not state:
-            state["step"] = 0
-            for name in self.moments:
-                state.update(new_states(name, weight, self.state_bits))
-        state["step"] += 1
-        noise = self.noise(weight.device)
-        weights, grads = weight.view(-1), grad.view(-1)
-        for start in range(0, len(weights), len(noise)):
-            part = slice(start, min(start + len(noise), len(weights)))
-            wide = weights[part].float()
-            moments = [load(state, name, part) for name in self.moments]
-            self.rule(wide, grads[part].float(), moments, group, state["step"])
-            for name, moment in zip(self.moments, moments, strict=True):
-                store(state, name, part, moment, noise)
-            self.write(weights[part], wide)
-
-
-class Adafactor(_Rounded):
-    """Adafactor: the second moment of a matrix as the product of a row and a column.
-
-    As `torch.optim.Adafactor`, but for bf16 parameters too. The rate is relative: `lr`, or
-    less in the first steps, times the root mean square of the parameter.
-
-    Args:
-        groups: Parameter groups.
-        lr: Largest relative learning rate.
-
-    References:
-        Shazeer and Stern 2018, arXiv:1804.04235.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], *, lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
-
-    def update(
-        self, weight: Tensor, grad: Tensor, state: dict[str, Any], group: Mapping[str, Any]
-    ) -> None:
-        """Update one weight and the factors of its second moment."""
-        state["step"] = step = state.get("step", 0) + 1
-        wide, gradient, share = weight.float(), grad.float(), step**-0.8
-        if weight.ndim >= 2:
-            row = _average(state, "row", gradient.square().mean(-1, keepdim=True), share)
-            column = _average(state, "column", gradient.square().mean(-2, keepdim=True), share)
-            square = (row @ column).div_(row.mean(-2, keepdim=True).clamp_min_(1e-30))
-        else:
-            square = _average(state, "square", gradient.square(), share).clone()
-        change = square.clamp_min_(1e-30).rsqrt_().mul_(gradient)
-        change.div_(_rms(change).clamp_min_(1.0))
-        change.mul_(_rms(wide).clamp_min_(1e-3) * min(group["lr"], step**-0.5))
-        self.write(weight.view(-1), wide.sub_(change).view(-1))
-
-
-def _average(state: dict[str, Any], name: str, value: Tensor, share: float) -> Tensor:
-    average: Tensor = state.setdefault(name, torch.zeros_like(value))
-    average.lerp_(value, share)
-    return average
-
-
-def _rms(tensor: Tensor) -> Tensor:
-    return tensor.square().mean().sqrt()
+    try:
+        blocks = find_blocks(model)
+    except ModelError as error:
+        raise ModelError(
+            f"{name} is for the matrices inside blocks, and {error.message}",
+            help="set optimizer to adamw",
+        ) from error
+    return [parameter for _, block in blocks for parameter in block.parameters()]

@@ -7,23 +7,19 @@ in a checkpoint, but their configuration cannot describe them (`architectures.At
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from autotune.core.context import Context
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
 from autotune.knobs.architectures import ATTENTION_HEADS, kept_groups
-from autotune.knobs.stages import ADAPT, on_model
-
-if TYPE_CHECKING:
-    from torch import nn
+from autotune.knobs.stages import ADAPT, Adaptation
 
 
-def _prune(model: nn.Module, value: float) -> nn.Module:
-    from autotune.knobs.surgery import prune_heads
+def _prune(state: Adaptation, value: float) -> Adaptation:
+    from autotune.knobs.pruning import prune_units
+    from autotune.knobs.surgery import HEADS
 
-    prune_heads(model, value)
-    return model
+    prune_units(state, HEADS, value)
+    return state
 
 
 def _needs_whole_groups(value: float, context: Context) -> str | None:
@@ -46,13 +42,13 @@ def _needs_whole_groups(value: float, context: Context) -> str | None:
 
 PRUNE_HEADS = Knob(
     name="prune.heads",
-    help="Share of the attention heads that is cut out of every block before training.",
+    help="Share of the attention heads that is cut out of every block.",
     domain=Choice((0.0, 0.25, 0.5)),
     neutral=0.0,
     leanest=0.5,
     label="prune heads {}",
     numerics=Numerics.LOSSY,
-    transforms=(ADAPT.do(on_model(_prune)),),
+    transforms=(ADAPT.do(_prune),),
     blocked=_needs_whole_groups,
     references=("Michel et al. 2019, arXiv:1905.10650", "Ma et al. 2023, arXiv:2305.11627"),
 )

@@ -100,6 +100,7 @@ class OptimPlan:
     Attributes:
         name: `"adamw"`, `"adafactor"`, `"sgd"`, `"lion"`, `"muon"`, `"galore"`, `"apollo"`.
         state_bits: Bits per value of its states.
+        rank: Of the projections of `"galore"` and `"apollo"`; 0 for a quarter of each matrix.
         rate_scale: Factor on the learning rate that the optimizer's default is multiplied by.
         adapters: Whether only adapters are trained, which take a higher rate.
         kernel: How many tensors one update touches: `"fused"`, `"foreach"`, `"loop"`.
@@ -110,6 +111,7 @@ class OptimPlan:
 
     name: str = "adamw"
     state_bits: int = 32
+    rank: int = 0
     rate_scale: float = 1.0
     adapters: bool = False
     kernel: str = "fused"

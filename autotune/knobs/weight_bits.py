@@ -10,12 +10,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autotune.core.context import Context
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
+from autotune.knobs.architectures import RECURRENT
 from autotune.knobs.stages import ADAPT, DEPLOY, on_model
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def reason_against_bits(knob: str, context: Context) -> str | None:
+    """Return why the weights of a model's blocks cannot be quantised, or None.
+
+    Args:
+        knob: Which knob would do it.
+        context: Has the model.
+    """
+    family = context.model.family
+    if family not in RECURRENT:
+        return None
+    return (
+        f"models of the family '{family}' have no blocks whose weights could be quantised: "
+        f"set {knob} to 16"
+    )
 
 
 def _pack(model: nn.Module, value: int) -> nn.Module:
@@ -30,14 +48,20 @@ def _unpack(model: nn.Module, value: int) -> nn.Module:
     return unpack_model(model)
 
 
+def _needs_blocks(value: int, context: Context) -> str | None:
+    return None if value == 16 else reason_against_bits("weight_bits", context)
+
+
 WEIGHT_BITS = Knob(
     name="weight_bits",
-    help="Bits per frozen weight of the blocks; 8 or 4 freeze them, so lora.rank must be above 0.",
-    domain=Choice((16, 8, 4)),
+    help="Bits per frozen weight of the blocks; below 16 they are packed and do not train, so "
+    "lora.rank must be above 0.",
+    domain=Choice((16, 8, 6, 5, 4, 3, 2)),
     neutral=16,
-    leanest=4,
+    leanest=2,
     label="{}-bit weights",
     numerics=Numerics.LOSSY,
     transforms=(ADAPT.do(on_model(_pack)), DEPLOY.do(_unpack)),
+    blocked=_needs_blocks,
     references=("Dettmers et al. 2023, arXiv:2305.14314",),
 )

@@ -23,6 +23,9 @@ class Runner(Protocol):
     slots: int
     """Most trials at a time."""
 
+    trains: bool
+    """Whether trials really run, so that rehearsing them first can save something."""
+
     def describe(self, workload: Workload, cache: Path) -> WorkloadFacts:
         """Have the objective look at model and data, and prepare the data into `cache`.
 

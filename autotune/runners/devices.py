@@ -16,7 +16,7 @@ from pathlib import Path
 from autotune.core.context import Device
 from autotune.core.errors import UnknownName
 
-OPTIONAL_LIBRARIES = ("peft", "pandas", "scipy")
+OPTIONAL_LIBRARIES = ("peft", "pandas", "scipy", "torchao", "flash_attn")
 _REPORTED = (
     "autotune-memory",
     "torch",

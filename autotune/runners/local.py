@@ -40,6 +40,8 @@ class LocalRunner:
         preload: Further modules for the warm parent to import.
     """
 
+    trains = True
+
     def __init__(self, slots: int = 1, preload: tuple[str, ...] = ()) -> None:
         self.slots = slots
         objective_modules = {path.partition(":")[0] for path in OBJECTIVES.paths().values()}

@@ -38,6 +38,8 @@ class ReplayRunner:
         DataError: If no recorded trial has an outcome.
     """
 
+    trains = False
+
     def __init__(
         self, facts: WorkloadFacts, records: Sequence[TrialRecord], slots: int = 1
     ) -> None:

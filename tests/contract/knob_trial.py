@@ -83,7 +83,9 @@ class Trial:
         state = run_stage(ADAPT, state, BUILTIN, self.config)
         self.model = run_stage(PARALLELISE, state.model, BUILTIN, self.config)
         self.optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, self.config)
-        self.optimizer = build_optimizer(self.model.parameters(), self.optim, base_rate=3e-4)
+        self.optimizer = build_optimizer(
+            self.model.parameters(), self.optim, base_rate=3e-4, model=self.model
+        )
         self.plan = run_stage(STEP, StepPlan(), BUILTIN, self.config)
         self.distiller = (
             Distiller(self.model, state.distillation) if state.distillation is not None else None

@@ -69,13 +69,11 @@ def test_pairs_are_tried_and_not_all_blocked() -> None:
     assert tried > len(PAIRS) // 4
 
 
-EXPENSIVE_CHOICES = [c for c in CHOICES if c[0].name in EXPENSIVE]
+EXPENSIVE_CHOICES = [c for c in CHOICES if c[0].name in EXPENSIVE and c[1] != "inductor"]
 
 
 @pytest.mark.parametrize("first", EXPENSIVE_CHOICES, ids=lambda c: f"{c[0].name}={c[1]}")
-@pytest.mark.parametrize(
-    "name", ["prune.ffn", "checkpointing", "lora.rank", "accumulation", "optimizer"]
-)
+@pytest.mark.parametrize("name", ["checkpointing", "lora.rank"])
 def test_expensive_values_compose_with_what_is_usual(first: Choice, name: str) -> None:
     other = next(c for c in CHOICES if c[0].name == name)
     config = _together(first, other, "llama")

@@ -55,6 +55,20 @@ def test_bf16_gives_bf16_gradients_near_those_of_fp32() -> None:
         torch.testing.assert_close(got.float(), expected, atol=2e-3, rtol=5e-2)
 
 
+def test_autocast_narrows_products_forward_and_backward_alike() -> None:
+    problem = _problem(bias=True)
+    hidden, weight, labels, offset = problem
+    with torch.autocast("cpu", torch.bfloat16):
+        chunked = chunked_cross_entropy(hidden, weight, labels, 4, offset)
+    narrow = [t.detach().bfloat16().requires_grad_(True) for t in (hidden, weight)]
+    bf16 = chunked_cross_entropy(*narrow, labels, 4, offset)
+    assert torch.equal(chunked, bf16)
+    got = _gradients(chunked, problem)
+    for gradient, like in zip(got, _gradients(bf16, [*narrow, None, offset]), strict=True):
+        assert gradient.dtype is torch.float32
+        torch.testing.assert_close(gradient, like.float(), atol=1e-6, rtol=2**-8)
+
+
 def test_axes_in_front_are_flattened() -> None:
     hidden, weight, labels, _ = _problem(bias=False)
     folded = chunked_cross_entropy(hidden[:36].view(4, 9, WIDTH), weight, labels[:36].view(4, 9), 4)

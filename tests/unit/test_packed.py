@@ -1,8 +1,9 @@
-"""Packed weights: codes, products, gradients, memory, and what peft may do with them."""
+"""Packed weights: codes, formats, products, gradients, memory, and what peft may do with them."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,16 +14,31 @@ from transformers.pytorch_utils import Conv1D
 from autotune.core.errors import ModelError
 from autotune.knobs.bytes import storage_bytes
 from autotune.knobs.packed import (
-    WIDTHS,
     PackedLinear,
-    group_size,
-    pack,
+    choose_grid,
     pack_blocks,
-    quantise,
-    unpack,
     unpack_model,
 )
+from autotune.knobs.packed_formats import (
+    WIDTHS,
+    Grid,
+    group_size,
+    normal_levels,
+    pack,
+    unpack,
+)
 from tests import tiny_models as tiny
+
+GRIDS = [Grid(bits=bits) for bits in WIDTHS]
+GRIDS += [Grid(bits=bits, group=group) for bits in (3, 4) for group in (32, 128)]
+GRIDS += [Grid(bits=4, format="nf4"), Grid(bits=4, format="nf4", group=32)]
+GRIDS += [Grid(bits=8, format="float8")]
+
+
+def _packed(weight: torch.Tensor, grid: Grid) -> PackedLinear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight)
+    return PackedLinear(layer, grid)
 
 
 @pytest.mark.parametrize("count", [8, 24, 13])
@@ -46,11 +62,63 @@ def test_error_is_at_most_half_a_step(bits: int) -> None:
     assert bool((error <= step * 0.5 + 2e-3 * weight.abs().max()).all())
 
 
-@pytest.mark.parametrize(("bits", "per_weight"), [(2, 2.5), (4, 4.5), (6, 6.5), (8, 8.5)])
-def test_bits_per_weight(bits: int, per_weight: float) -> None:
-    packed = PackedLinear(nn.Linear(256, 64, bias=False), bits)
-    assert storage_bytes(packed.buffers()) * 8 / (256 * 64) == per_weight
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_bits_per_weight(grid: Grid) -> None:
+    width = 256
+    overhead = {"integer": 2 * 16 / grid.group, "nf4": 16 / grid.group, "float8": 32 / width}
+    packed = PackedLinear(nn.Linear(width, 64, bias=False), grid)
+    bits = storage_bytes(packed.buffers()) * 8 / (width * 64)
+    assert bits == grid.bits + overhead[grid.format]
     assert not list(packed.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_packing_what_was_packed_changes_nothing(grid: Grid, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    once = _packed(torch.randn(16, 256, dtype=dtype), grid).dequantise(torch.float32)
+    twice = _packed(once, grid).dequantise(torch.float32)
+    torch.testing.assert_close(twice, once, atol=2e-3, rtol=2e-3)
+
+
+def test_error_falls_with_bits_and_with_smaller_groups() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 256)
+
+    def error(grid: Grid) -> float:
+        return float((_packed(weight, grid).dequantise(torch.float32) - weight).norm())
+
+    by_bits = [error(Grid(bits=bits)) for bits in WIDTHS]
+    # One bit more halves the step; the range of a group stays.
+    for (bits, worse), (more, better) in itertools.pairwise(zip(WIDTHS, by_bits, strict=True)):
+        assert better < worse / 2 ** (more - bits) * 1.2
+    assert error(Grid(bits=3, group=32)) < error(Grid(bits=3)) < error(Grid(bits=3, group=128))
+    # Both take 4.25 bits for each weight.
+    assert error(Grid(bits=4, format="nf4")) < error(Grid(bits=4, group=128))
+    assert error(Grid(bits=8, format="float8")) < error(Grid(bits=5))
+
+
+def test_normal_levels_are_those_of_the_paper() -> None:
+    levels = normal_levels()
+    assert len(levels) == 16
+    assert (levels[0], levels[7], levels[15]) == (-1.0, 0.0, 1.0)
+    assert list(levels) == sorted(levels)
+    # Dettmers et al. 2023, appendix E.
+    assert levels[1] == pytest.approx(-0.6961928, abs=1e-6)
+    assert levels[8] == pytest.approx(0.0795803, abs=1e-6)
+
+
+def test_small_floats_hold_what_fits_and_outliers() -> None:
+    weight = torch.tensor([[448.0, 1.0, -0.875, 0.0], [1e-3, -2e-3, 5e-4, 0.0]])
+    rebuilt = _packed(weight, Grid(bits=8, format="float8")).dequantise(torch.float32)
+    torch.testing.assert_close(rebuilt, weight, rtol=2.0**-4, atol=1e-9)
+    assert torch.equal(rebuilt[0], weight[0])
+
+
+@pytest.mark.parametrize("format", ["nf4", "float8"])
+def test_formats_have_widths_of_their_own(format: str) -> None:
+    with pytest.raises(ValueError, match=f"widths of {format} are"):
+        Grid(bits=2, format=format)
 
 
 def test_constant_groups_and_odd_widths() -> None:
@@ -59,6 +127,9 @@ def test_constant_groups_and_odd_widths() -> None:
         layer.weight.fill_(0.5)
     assert group_size(30) == 30
     assert group_size(96) == 32
+    assert group_size(96, 32) == 32
+    with pytest.raises(ModelError, match="groups of 128 weights do not divide rows of 96"):
+        group_size(96, 128)
     torch.testing.assert_close(
         PackedLinear(layer, 4).dequantise(torch.float32), torch.full((3, 30), 0.5)
     )
@@ -69,11 +140,12 @@ def test_unknown_width_is_refused() -> None:
         PackedLinear(nn.Linear(8, 8), 7)
 
 
+@pytest.mark.parametrize("grid", [Grid(bits=4), *GRIDS[-2:]], ids=str)
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-def test_forward_and_backward_are_those_of_the_dense_layer(kind: str) -> None:
+def test_forward_and_backward_are_those_of_the_dense_layer(kind: str, grid: Grid) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(64, 16) if kind == "linear" else Conv1D(16, 64)
-    packed = PackedLinear(layer, 4)
+    packed = PackedLinear(layer, grid)
     dense = packed.to_dense()
     assert type(dense) is type(layer)
     assert dense.weight.shape == layer.weight.shape
@@ -92,6 +164,18 @@ def test_checkpointing_recomputes_it() -> None:
     checkpoint(packed, x, use_reentrant=False).sum().backward()
     packed(other).sum().backward()
     assert torch.equal(x.grad, other.grad)
+
+
+def test_autocast_gives_the_dtype_of_a_dense_layer() -> None:
+    packed = PackedLinear(nn.Linear(64, 64), 4)
+    x = torch.randn(2, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = packed(x)
+        dense = packed.to_dense()(x)
+    assert out.dtype is dense.dtype is torch.bfloat16
+    torch.testing.assert_close(out, dense, atol=0.05, rtol=0.05)
+    out.float().sum().backward()
+    assert x.grad.dtype is torch.float32
 
 
 def test_nothing_dense_is_saved_for_backward() -> None:
@@ -146,20 +230,30 @@ def test_state_survives_saving(tmp_path) -> None:
     assert torch.equal(tiny.output(model, "llama"), tiny.output(other, "llama"))
 
 
-def test_eight_bits_are_closer_than_four() -> None:
-    weight = torch.randn(64, 256)
-    errors = []
-    for bits in (4, 8):
-        layer = nn.Linear(256, 64, bias=False)
-        layer.weight = nn.Parameter(weight)
-        errors.append(float((PackedLinear(layer, bits).dequantise(torch.float32) - weight).norm()))
-    assert errors[1] < errors[0] / 10
-    assert quantise(weight, 8).codes.numel() == weight.numel()
-
-
 def test_weights_in_layers_of_another_kind_are_not_passed_over() -> None:
     model = tiny.build("llama")
     block = model.model.layers[0]
     block.experts = nn.Parameter(torch.zeros(4, 256, 256))
     with pytest.raises(ModelError, match="not in plain linear layers, so 4 bits cannot be had"):
         pack_blocks(model, 4)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("family", ["gpt2", "t5", "vit"])
+def test_every_width_packs_layers_of_every_kind(family: str, bits: int) -> None:
+    model = pack_blocks(tiny.build(family).eval(), bits)
+    with torch.no_grad():
+        packed = tiny.output(model, family)
+        torch.testing.assert_close(tiny.output(unpack_model(model), family), packed)
+
+
+def test_the_chosen_grid_is_forgotten_when_deployed() -> None:
+    model = tiny.build("llama")
+    choose_grid(model, group=32)
+    choose_grid(model, format="nf4")
+    pack_blocks(model, 4)
+    grids = {m.grid for m in model.modules() if isinstance(m, PackedLinear)}
+    assert grids == {Grid(bits=4, group=32, format="nf4")}
+    pack_blocks(unpack_model(model), 4)
+    grids = {m.grid for m in model.modules() if isinstance(m, PackedLinear)}
+    assert grids == {Grid(bits=4)}
