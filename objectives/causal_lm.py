@@ -18,23 +18,38 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
+from autotune.core.context import ModelFacts
 from autotune.core.errors import ModelError
 from autotune.core.outcome import Score
 from autotune.core.workload import Metric, WorkloadFacts
-from autotune.knobs.chunked_loss import chunked_cross_entropy
-from autotune.knobs.loss_chunks import CHANGES_LOGITS
+from autotune.knobs.chunked_loss import IGNORED, chunked_cross_entropy
 from autotune.knobs.stages import DataPlan, EvalPlan, LoadPlan, StepPlan
 from autotune.trial.objective import Batch
 
-from .cache import Prepared
+from .cache import Prepared, Texts
 from .columns import texts
 from .corpora import library_topics
 from .files import read_data
+from .generation import STREAMED, token_scores
+from .logits import changes_logits, hidden_states, output_layer
 from .models import build_model, check_sequence_length, describe_model, longest_sequence
 from .scratch import small_llama
 from .sources import ModelSource, find_model
-from .streams import blocks, count_blocks, encode_stream, split_documents, token_bytes
+from .streams import (
+    BETWEEN,
+    DocumentRows,
+    FreshTokens,
+    Tokens,
+    blocks,
+    count_blocks,
+    encode_documents,
+    encode_stream,
+    split_documents,
+    split_end,
+    token_bytes,
+)
 from .task import Task, check_counts, check_tokens, filled, shuffled_places, suggested_steps
+from .teachers import Teacher, check_same_tokens, check_same_vocabulary, find_teacher
 
 PERPLEXITY = Metric(name="perplexity", maximize=False)
 TOKEN_ACCURACY = Metric(name="token_accuracy", maximize=True)
@@ -42,8 +57,8 @@ BITS_PER_BYTE = Metric(name="bits_per_byte", maximize=False)
 
 _KIND = AutoModelForCausalLM
 _LONGEST_DEFAULT = 256
-_TOKENS_AT_ONCE = 256
-"""Tokens whose logits exist at once in an evaluation."""
+_LONGEST_ENCODED = 2**16
+"""Characters of the longest document that is encoded again and again for parts of it."""
 
 _MOST_NATS = 100.0
 """Mean loss beyond which a perplexity is no number worth telling apart."""
@@ -66,11 +81,14 @@ class CausalLM(Task):
         """Find texts and model, and turn the texts into two streams; see `Task.look`."""
         corpus = self._corpus()
         source, config, tokenizer = self._model()
-        train = encode_stream(corpus.train, tokenizer)
+        teacher = self._find_teacher(config, tokenizer)
+        train, ends = encode_documents(corpus.train, tokenizer)
         held = encode_stream(corpus.held, tokenizer)
         sizes = token_bytes(corpus.held, tokenizer)
         length = self.workload.sequence_length or self._default_length(config)
         check_sequence_length(length, source, config)
+        if teacher is not None:
+            teacher.check_length(length)
         blocks_of = {"train": count_blocks(train, length), "evaluate": count_blocks(held, length)}
         workload = filled(
             self.workload,
@@ -82,11 +100,25 @@ class CausalLM(Task):
         text = config.get_text_config()
         model, note = describe_model(_KIND, source, config, vocab=getattr(text, "vocab_size", 0))
         evaluated = slice(0, workload.eval_examples * length + 1)
-        arrays = {"train": train, "eval": held[evaluated]}
-        check_tokens(arrays.values(), model.vocab, source)
+        arrays = {
+            "train": train,
+            "train_ends": ends,
+            "eval": held[evaluated],
+        }
+        check_tokens((train, arrays["eval"]), model.vocab, source)
         if sizes is not None:
             arrays["eval_bytes"] = sizes[evaluated]
-        prepared = Prepared(arrays=arrays, facts={"source": asdict(source)})
+        # A stream of bytes is its own text, whatever stands between documents.
+        raw = corpus.train if tokenizer is not None else [BETWEEN.join(corpus.train)]
+        prepared = Prepared(
+            arrays=arrays,
+            texts={"train": Texts.of(raw)},
+            facts={
+                "source": asdict(source),
+                "bytes": tokenizer is None,
+                "teacher": None if teacher is None else teacher.to_json(),
+            },
+        )
         metrics = (PERPLEXITY, TOKEN_ACCURACY, *((BITS_PER_BYTE,) if sizes is not None else ()))
         return prepared, WorkloadFacts(
             workload=workload,
@@ -96,15 +128,27 @@ class CausalLM(Task):
             data_fingerprint=prepared.digest,
             metrics=metrics,
             note=" ".join(filter(None, (source.note, note))),
+            features=_features(model, corpus.train, tokenizer, teacher),
         )
 
     def train_batches(self, plan: DataPlan, seed: int) -> Iterator[Batch]:
-        """Yield batches of `input_ids` and `labels`, the tokens that follow them."""
-        stream = self.prepared.arrays["train"]
-        count = count_blocks(stream, plan.sequence_length)
-        for places in shuffled_places(count, plan.global_batch, seed):
-            inputs, labels = blocks(stream, places, plan.sequence_length)
-            yield {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+        """Yield batches of `input_ids` and `labels`, the tokens that follow them.
+
+        Rows of documents are filled up with labels that do not count; then `labels_each` has, for
+        each sequence, the mean number of labels that do, over the whole batch.
+        """
+        stream, length = self._stream(plan), plan.sequence_length
+        if not plan.documents:
+            count = count_blocks(stream, length)
+            for places in shuffled_places(count, plan.global_batch, seed):
+                yield _tensors(*blocks(stream, places, length))
+            return
+        rows = DocumentRows.of(self.array("train_ends", mapped=plan.memory_map), length)
+        for places in shuffled_places(len(rows), plan.global_batch, seed):
+            inputs, labels = rows.padded(stream, places)
+            mean = float((labels != IGNORED).sum() / len(labels))
+            each = torch.full((len(labels),), mean)
+            yield {**_tensors(inputs, labels), "labels_each": each}
 
     def eval_batches(self, plan: EvalPlan, sequence_length: int) -> Sequence[Batch]:
         """Return the held-out blocks; `bytes` is what each block's labels stand for."""
@@ -114,7 +158,7 @@ class CausalLM(Task):
         for start in range(0, len(everything), plan.batch):
             places = everything[start : start + plan.batch]
             inputs, labels = blocks(arrays["eval"], places, sequence_length)
-            batch = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+            batch = _tensors(inputs, labels)
             if "eval_bytes" in arrays:
                 _, sizes = blocks(arrays["eval_bytes"], places, sequence_length)
                 batch["bytes"] = torch.from_numpy(sizes.sum(1))
@@ -127,21 +171,25 @@ class CausalLM(Task):
         config = source.config() if source.folder else small_llama()
         return build_model(_KIND, source, config, plan, seed)
 
+    def build_teacher(self) -> nn.Module:
+        """Return the teacher that the user named, in evaluation mode.
+
+        Raises:
+            ModelError: If none was named, or it cannot be loaded.
+        """
+        return self.teacher.build(_KIND)
+
     def loss(self, model: nn.Module, batch: Batch, plan: StepPlan) -> Tensor:
-        """Return the mean cross-entropy over the tokens of a batch, computed in fp32."""
+        """Return the mean cross-entropy over the tokens of a batch, computed in fp32.
+
+        In a micro-batch of documents, tokens count as in the whole batch, so that micro-batches
+        average to its mean.
+        """
         labels = batch["labels"].flatten()
-        if plan.loss_chunks == 1:
-            logits = model(input_ids=batch["input_ids"]).logits
-            return cross_entropy(logits.float().flatten(0, 1), labels)
-        head = _output_layer(model)
-        if _changes_logits(model) or type(head) is not nn.Linear:
-            raise ModelError(
-                f"{type(model).__name__} does more to its logits than a matrix product, "
-                "so its loss cannot be computed in pieces",
-                help="set loss_chunks to 1",
-            )
-        hidden = _hidden_states(model, batch["input_ids"])
-        return chunked_cross_entropy(hidden, head.weight, labels, plan.loss_chunks, head.bias)
+        loss = _mean_loss(model, batch["input_ids"], labels, plan)
+        if "labels_each" in batch:
+            loss = loss * ((labels != IGNORED).sum() / batch["labels_each"].sum())
+        return loss
 
     def evaluate(
         self, model: nn.Module, batches: Sequence[Batch], plan: EvalPlan
@@ -153,9 +201,8 @@ class CausalLM(Task):
         model.eval()
         with torch.no_grad():
             for batch in batches:
-                loss, hit = _token_scores(
-                    model, batch["input_ids"].to(device), batch["labels"].to(device), plan
-                )
+                inputs, labels = batch["input_ids"].to(device), batch["labels"].to(device)
+                loss, hit = token_scores(model, inputs, labels, plan)
                 losses.append(loss.mean(1).cpu())
                 hits.append(hit.float().mean(1).cpu())
                 if "bytes" in batch:
@@ -172,7 +219,7 @@ class CausalLM(Task):
     def _corpus(self) -> _Corpus:
         workload = self.workload
         if workload.data is None:
-            train, held = split_documents([library_topics()])
+            train, held = split_end(library_topics())
             name = f"help topics of Python {platform.python_version()}"
             return _Corpus(train=train, held=held, name=name, where="the standard library")
         splits = read_data(workload.data)
@@ -188,6 +235,26 @@ class CausalLM(Task):
             return ModelSource(name="Llama 4x128 over bytes"), small_llama(), None
         source = find_model(self.workload.model, trust=self.workload.trust_remote_code)
         return source, source.config(), source.tokenizer()
+
+    def _find_teacher(
+        self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Teacher | None:
+        if self.workload.teacher is None:
+            return None
+        teacher = find_teacher(self.workload.teacher, _KIND, trust=self.workload.trust_remote_code)
+        check_same_tokens(teacher, tokenizer)
+        check_same_vocabulary(teacher, config)
+        return teacher
+
+    def _stream(self, plan: DataPlan) -> Tokens:
+        """Return the stream to train on: prepared, or made of texts when a part is asked for."""
+        if not plan.on_the_fly:
+            return self.array("train", mapped=plan.memory_map)
+        texts = self.prepared.texts["train"]
+        if self.prepared.facts["bytes"]:
+            return texts.content
+        ends = self.array("train_ends", mapped=plan.memory_map)
+        return FreshTokens(documents=texts, ends=ends, tokenizer=self.source.tokenizer())
 
     def _default_length(self, config: PreTrainedConfig) -> int:
         if self.workload.model is None:
@@ -215,33 +282,43 @@ class CausalLM(Task):
         }
 
 
-def _token_scores(
-    model: nn.Module, tokens: Tensor, labels: Tensor, plan: EvalPlan
-) -> tuple[Tensor, Tensor]:
-    """Return loss in nats and whether the best guess is right, for each token `(batch, tokens)`."""
-    losses, hits = [], []
-    for logits, right in _few_logits(model, tokens, labels, plan):
-        losses.append(cross_entropy(logits, right, reduction="none"))
-        hits.append(logits.argmax(-1) == right)
-    return torch.cat(losses).view_as(labels), torch.cat(hits).view_as(labels)
+def _features(
+    model: ModelFacts,
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    teacher: Teacher | None,
+) -> tuple[str, ...]:
+    """Return what of a data or evaluation plan can be carried out with this model and data."""
+    # A block of a long document can only be had by encoding the document whole.
+    short = tokenizer is None or max(map(len, documents)) <= _LONGEST_ENCODED
+    having = {
+        "documents": True,
+        "memory_map": True,
+        "on_the_fly": short,
+        "stream": model.family in STREAMED,
+        "teacher": teacher is not None,
+    }
+    return tuple(name for name, there in having.items() if there)
 
 
-def _few_logits(
-    model: nn.Module, tokens: Tensor, labels: Tensor, plan: EvalPlan
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits `(few, vocab)` in fp32 and their labels `(few,)`.
+def _tensors(inputs: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
+    return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
 
-    Logits of few tokens exist at once, whatever the plan: no gradients need the others.
-    """
-    if _changes_logits(model):
-        for sequence, right in zip(tokens, labels, strict=True):
-            yield model(input_ids=sequence[None]).logits[0].float(), right
-        return
-    head = _output_layer(model)
-    hidden = _hidden_states(model, tokens).flatten(0, 1)
-    few = min(_TOKENS_AT_ONCE, math.ceil(len(hidden) / plan.loss_chunks))
-    for states, right in zip(hidden.split(few), labels.flatten().split(few), strict=True):
-        yield head(states).float(), right
+
+def _mean_loss(model: nn.Module, tokens: Tensor, labels: Tensor, plan: StepPlan) -> Tensor:
+    """Return the mean cross-entropy over the labels `(batch * tokens,)` that count."""
+    if plan.loss_chunks == 1:
+        logits = model(input_ids=tokens).logits
+        return cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=IGNORED)
+    head = output_layer(model)
+    if changes_logits(model) or type(head) is not nn.Linear:
+        raise ModelError(
+            f"{type(model).__name__} does more to its logits than a matrix product, "
+            "so its loss cannot be computed in pieces",
+            help="set loss_chunks to 1",
+        )
+    hidden = hidden_states(model, tokens)
+    return chunked_cross_entropy(hidden, head.weight, labels, plan.loss_chunks, head.bias)
 
 
 def _scores(
@@ -276,28 +353,3 @@ def _scores(
             value=mean * bits, stderr=None if spread is None else spread * bits, n=tokens
         )
     return scores
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """Return the transformers model, from inside peft's wrapper if it has one."""
-    unwrap = getattr(model, "get_base_model", None)
-    inner = unwrap() if unwrap is not None else model
-    assert isinstance(inner, nn.Module)
-    return inner
-
-
-def _hidden_states(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return what the output layer gets, `(batch, tokens, width)`."""
-    hidden: Tensor = _inner(model).base_model(input_ids=tokens).last_hidden_state  # type: ignore[operator]  # a module of transformers
-    return hidden
-
-
-def _output_layer(model: nn.Module) -> nn.Module:
-    head = _inner(model).get_output_embeddings()  # type: ignore[operator]  # a method of transformers
-    assert isinstance(head, nn.Module)
-    return head
-
-
-def _changes_logits(model: nn.Module) -> bool:
-    config = _inner(model).config
-    return bool(config.get_text_config().model_type in CHANGES_LOGITS)  # type: ignore[union-attr, operator]  # of transformers

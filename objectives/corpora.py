@@ -37,11 +37,11 @@ MIN_WORDS = 6
 """Shorter docstrings say too little to be told apart."""
 
 
-def library_topics() -> str:
-    """Return the topics of Python's `help()` as one text, in alphabetical order of the topics."""
+def library_topics() -> list[str]:
+    """Return the topics of Python's `help()`, in alphabetical order."""
     from pydoc_data import topics
 
-    return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
+    return [topics.topics[name] for name in sorted(topics.topics)]
 
 
 def library_docstrings(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from autotune.core.context import ModelFacts
 from autotune.core.errors import ModelError
@@ -34,7 +35,7 @@ def build_model(
         kind: A class such as `AutoModelForCausalLM`.
         source: Where weights are, if there are any.
         config: What to build; kept as it is.
-        plan: Dtype and attention kernel.
+        plan: Dtype and attention kernel; with `shapes_only`, the model is on the device `meta`.
         seed: Of the weights that are new.
 
     Raises:
@@ -43,8 +44,11 @@ def build_model(
     dtype = getattr(torch, plan.dtype)
     config = copy.deepcopy(config)
     config.use_cache = False
-    torch.manual_seed(seed)
     options = {"attn_implementation": plan.attention, "trust_remote_code": source.trust}
+    if plan.shapes_only:
+        with quiet(), loadable(source):
+            return _shapes(kind, source, config, dtype, options).train()
+    torch.manual_seed(seed)
     with quiet(), loadable(source):
         if source.pretrained:
             model = kind.from_pretrained(
@@ -62,6 +66,34 @@ def build_model(
             model.config.dtype = dtype
     assert isinstance(model, nn.Module)
     return model.train()
+
+
+def _shapes(
+    kind: Any,
+    source: ModelSource,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> nn.Module:
+    """Build the model on the device `meta`, with the dtypes and ties that it would have."""
+    with torch.device("meta"), no_init_weights():
+        made_in = dtype if source.pretrained else torch.float32
+        model = kind.from_config(config, dtype=made_in, **options)
+        model.tie_weights()
+    assert isinstance(model, nn.Module)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(_loaded_dtype(model, name, dtype, source))
+    model.config.dtype = dtype
+    return model
+
+
+def _loaded_dtype(model: Any, name: str, dtype: torch.dtype, source: ModelSource) -> torch.dtype:
+    """Return the dtype in which a weight is loaded: some layers ask to stay in fp32."""
+    wide = list(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype is torch.float16:
+        wide += getattr(model, "_keep_in_fp32_modules", None) or ()
+    kept = source.pretrained and any(part in name.split(".") for part in wide)
+    return torch.float32 if kept else dtype
 
 
 def describe_model(

@@ -60,25 +60,42 @@ def small_llama() -> LlamaConfig:
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Learn a lower-case vocabulary of word pieces from texts.
+    """Learn a lower-case vocabulary of word pieces from texts: the same texts, the same pieces.
 
     References:
         Wu et al. 2016, arXiv:1609.08144.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=_WORDPIECES, special_tokens=list(_SPECIAL), show_progress=False
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    letters = sorted(
+        {letter for text in texts for letter in learner.normalizer.normalize_str(text)}
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # Pieces that are equally frequent are merged in the order of their letters' numbers, which
+    # follow from a hash map, another one each time, unless letters are named beforehand.
+    named = [*_SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=_WORDPIECES, special_tokens=named, show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = learner.normalizer, learner.pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=ends
     )
+    return restore_tokenizer(tokenizer.to_str())
+
+
+def restore_tokenizer(learnt: str) -> PreTrainedTokenizerFast:
+    """Return what `train_tokenizer` returned.
+
+    Args:
+        learnt: Its `backend_tokenizer.to_str()`.
+    """
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # untyped there
-        tokenizer_object=tokenizer,
+        tokenizer_object=Tokenizer.from_str(learnt),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",

@@ -69,6 +69,12 @@ class ModelSource:
             assert isinstance(config, PreTrainedConfig)
             return config
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is a tokenizer in the folder."""
+        folder = Path(self.folder or "")
+        return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Read the tokenizer.
 
@@ -76,7 +82,7 @@ class ModelSource:
             ModelError: If there is none, or transformers cannot read it.
         """
         folder = Path(self.folder or "")
-        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        if not self.has_tokenizer:
             raise ModelError(
                 "the model has no tokenizer",
                 where=str(folder),

@@ -21,6 +21,7 @@ from autotune.core.workload import Workload, WorkloadFacts
 
 from .cache import Array, Prepared
 from .sources import ModelSource
+from .teachers import Teacher
 
 DEFAULTS = ("steps", "global_batch", "sequence_length", "eval_examples", "learning_rate")
 """Fields of a workload whose zeros an objective fills in."""
@@ -38,6 +39,7 @@ class Task(ABC):
         self.workload = workload
         self._cache = cache
         self._prepared: Prepared | None = None
+        self._held: dict[str, Array] = {}
 
     @abstractmethod
     def look(self) -> tuple[Prepared, WorkloadFacts]:
@@ -56,6 +58,7 @@ class Task(ABC):
             ModelError: If the model cannot be loaded.
         """
         self._prepared, facts = self.look()
+        self._held = {}
         self.workload = facts.workload
         self._prepared.save(self._folder)
         return facts
@@ -74,6 +77,31 @@ class Task(ABC):
     def source(self) -> ModelSource:
         """Where the model comes from."""
         return ModelSource(**self.prepared.facts["source"])
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher that the user named.
+
+        Raises:
+            ModelError: If none was named.
+        """
+        if self.prepared.facts.get("teacher") is None:
+            raise ModelError("no teacher is named", help="name one with --teacher")
+        return Teacher.from_json(self.prepared.facts["teacher"])
+
+    def array(self, name: str, *, mapped: bool) -> Array:
+        """Return a prepared array.
+
+        Args:
+            name: Of the array.
+            mapped: Leave it in its file, whose pages the kernel reads and drops as it likes;
+                otherwise it is copied into memory, once.
+        """
+        if mapped:
+            return self.prepared.arrays[name]
+        if name not in self._held:
+            self._held[name] = np.array(self.prepared.arrays[name])
+        return self._held[name]
 
     @property
     def _folder(self) -> Path:

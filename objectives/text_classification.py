@@ -2,7 +2,8 @@
 
 By default the sentence encoder MiniLM learns to tell packages of the standard library apart by
 their documentation, in seconds and with nothing to download. Your own model and data: `--model`,
-`--data`, `--text-column`, `--label-column`.
+`--data`, `--text-column`, `--label-column`. `--model lstm` and `--model gru` are recurrent networks
+in plain PyTorch, trained from scratch.
 """
 
 from __future__ import annotations
@@ -23,30 +24,50 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from autotune.core.context import ModelFacts
 from autotune.core.outcome import Score
-from autotune.core.workload import Metric, WorkloadFacts
+from autotune.core.workload import WorkloadFacts
 from autotune.knobs.stages import DataPlan, EvalPlan, LoadPlan, StepPlan
 from autotune.trial.objective import Batch
 
-from .cache import Prepared
+from .cache import Array, Prepared, Texts
 from .columns import Labelled, classes_of, held_out, split_labelled
+from .confusion import METRICS, confusion_scores
 from .corpora import library_docstrings
 from .files import read_data
 from .models import build_model, check_sequence_length, describe_model, longest_sequence
-from .rows import Rows, closing_token, encode, padding_token, usual_length
-from .scratch import small_bert, train_tokenizer
+from .recurrent import (
+    NAMES,
+    RECURRENT,
+    RecurrentConfig,
+    build_recurrent,
+    describe_recurrent,
+    recurrent_config,
+)
+from .rows import (
+    FreshRows,
+    Rectangles,
+    Rows,
+    by_length,
+    closing_token,
+    encode,
+    lengths_of,
+    padding_token,
+    usual_length,
+)
+from .scratch import restore_tokenizer, small_bert, train_tokenizer
 from .sources import ENCODER_INSTALL, ModelSource, find_model, packaged_encoder
 from .task import Task, check_counts, check_tokens, filled, shuffled_places, suggested_steps
+from .teachers import Teacher, check_same_classes, check_same_tokens, find_teacher
 
-METRICS = (
-    Metric(name="accuracy", maximize=True),
-    Metric(name="macro_f1", maximize=True),
-)
+FEATURES = ("by_length", "on_the_fly", "memory_map")
+"""What of a data plan is carried out here, whatever the model."""
 
 _KIND = AutoModelForSequenceClassification
 _LONGEST_DEFAULT = 512
 _BUILTIN_SHARE = 0.2
-_RESAMPLES = 200
+_BUILTIN = {"global_batch": 32, "sequence_length": 24, "eval_examples": 256}
+_BUILTIN_RECURRENT = {"steps": 60, "sequence_length": 32}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """A training of seconds needs none; without it, exact knobs give the same loss to rounding."""
 
@@ -68,12 +89,12 @@ class TextClassification(Task):
         """Find texts, classes and model, and turn the texts into tokens; see `Task.look`."""
         corpus = self._corpus()
         classes = classes_of(corpus.train, corpus.held, where=corpus.where)
-        source, config, tokenizer = self._model(corpus.train.texts)
-        check_sequence_length(self.workload.sequence_length, source, config)
-        most = self.workload.sequence_length
-        most = most or min(longest_sequence(config) or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
-        pad = padding_token(tokenizer)
-        train, ends = encode(corpus.train.texts, tokenizer, most, pad)
+        teacher = self._find_teacher(classes)
+        source, tokenizer = self._model(corpus.train.texts, teacher)
+        facts = self._facts(source, tokenizer, classes, teacher)
+        config = self._config(source, facts)
+        most = self._most_tokens(source, config)
+        train, ends = encode(corpus.train.texts, tokenizer, most, facts["pad"])
         workload = filled(
             self.workload,
             self._defaults(source, len(ends), usual_length(ends, most)),
@@ -86,8 +107,11 @@ class TextClassification(Task):
             unit="texts",
             where=corpus.where,
         )
+        if teacher is not None:
+            teacher.check_length(workload.sequence_length)
         held = corpus.held.pick(range(workload.eval_examples))
-        held_ids, held_ends = encode(held.texts, tokenizer, most, pad)
+        held_ids, held_ends = encode(held.texts, tokenizer, most, facts["pad"])
+        check_tokens((train, held_ids), config.get_text_config().vocab_size, source)
         place = {name: number for number, name in enumerate(classes)}
         prepared = Prepared(
             arrays={
@@ -98,17 +122,10 @@ class TextClassification(Task):
                 "eval_ends": held_ends,
                 "eval_labels": np.array([place[n] for n in held.labels], np.int32),
             },
-            facts={
-                "source": asdict(source),
-                "classes": classes,
-                "pad": pad,
-                "closing": closing_token(tokenizer),
-                "vocab": len(tokenizer),
-            },
+            texts={"train": Texts.of(corpus.train.texts)},
+            facts={**facts, "most": most},
         )
-        config = self._adjusted(config, prepared.facts)
-        model, note = describe_model(_KIND, source, config, vocab=0)
-        check_tokens((train, held_ids), config.get_text_config().vocab_size, source)
+        model, note = self._described(source, config)
         return prepared, WorkloadFacts(
             workload=workload,
             model=model,
@@ -117,28 +134,55 @@ class TextClassification(Task):
             data_fingerprint=prepared.digest,
             metrics=METRICS,
             note=" ".join(filter(None, (source.note, note))),
+            features=(*FEATURES, *(("teacher",) if teacher is not None else ())),
         )
 
     def train_batches(self, plan: DataPlan, seed: int) -> Iterator[Batch]:
         """Yield batches `input_ids`, `labels` and, if any text is shorter, `attention_mask`."""
-        rows, labels = self._rows("train")
-        for places in shuffled_places(len(rows), plan.global_batch, seed):
-            yield _batch(rows, labels, places, plan.sequence_length)
+        lengths = lengths_of(self.array("train_ends", mapped=plan.memory_map))
+        labels = self.array("train_labels", mapped=plan.memory_map)
+        rows = self._training_rows(plan)
+        # A mask is there for all batches or for none, so that all are alike.
+        masked = bool((lengths < plan.sequence_length).any())
+        if plan.by_length:
+            batches = by_length(lengths, plan, seed)
+        else:
+            order = shuffled_places(len(lengths), plan.global_batch, seed)
+            batches = ((places, plan.sequence_length) for places in order)
+        for places, width in batches:
+            yield _batch(rows, labels, places, width, masked=masked)
 
     def eval_batches(self, plan: EvalPlan, sequence_length: int) -> Sequence[Batch]:
         """Return the held-out texts in batches of at most `plan.batch`."""
-        rows, labels = self._rows("eval")
+        rows, labels = self._rows("eval", mapped=True), self.prepared.arrays["eval_labels"]
+        masked = bool((rows.lengths < sequence_length).any())
         everything = np.arange(len(rows))
         return [
-            _batch(rows, labels, everything[start : start + plan.batch], sequence_length)
+            _batch(
+                rows,
+                labels,
+                everything[start : start + plan.batch],
+                sequence_length,
+                masked=masked,
+            )
             for start in range(0, len(rows), plan.batch)
         ]
 
     def build(self, plan: LoadPlan, seed: int) -> nn.Module:
         """Return the model with a new classification head."""
-        facts, source = self.prepared.facts, self.source
-        config = source.config() if source.folder else small_bert(facts["vocab"])
-        return build_model(_KIND, source, self._adjusted(config, facts), plan, seed)
+        source = self.source
+        config = self._config(source, self.prepared.facts)
+        if isinstance(config, RecurrentConfig):
+            return build_recurrent(config, plan, seed)
+        return build_model(_KIND, source, config, plan, seed)
+
+    def build_teacher(self) -> nn.Module:
+        """Return the teacher that the user named, in evaluation mode.
+
+        Raises:
+            ModelError: If none was named, or it cannot be loaded.
+        """
+        return self.teacher.build(_KIND)
 
     def loss(self, model: nn.Module, batch: Batch, plan: StepPlan) -> Tensor:
         """Return the mean cross-entropy over the texts of a batch, computed in fp32."""
@@ -159,7 +203,7 @@ class TextClassification(Task):
                 guesses = _logits(model, moved).argmax(-1).cpu().numpy()
                 np.add.at(counts, (batch["labels"].numpy(), guesses), 1)
         model.train(training)
-        return _scores(counts)
+        return confusion_scores(counts)
 
     def _corpus(self) -> _Corpus:
         workload = self.workload
@@ -177,46 +221,74 @@ class TextClassification(Task):
             where="the standard library",
         )
 
+    def _find_teacher(self, classes: Sequence[str]) -> Teacher | None:
+        if self.workload.teacher is None:
+            return None
+        teacher = find_teacher(self.workload.teacher, _KIND, trust=self.workload.trust_remote_code)
+        check_same_classes(teacher, classes)
+        return teacher
+
     def _model(
-        self, texts: Sequence[str]
-    ) -> tuple[ModelSource, PreTrainedConfig, PreTrainedTokenizerBase]:
+        self, texts: Sequence[str], teacher: Teacher | None
+    ) -> tuple[ModelSource, PreTrainedTokenizerBase]:
+        """Return where the model comes from, and its tokenizer.
+
+        A recurrent model has none of its own: it takes that of its teacher, or one is made.
+        """
         asked, trust = self.workload.model, self.workload.trust_remote_code
+        if asked in RECURRENT:
+            made = teacher.source.tokenizer() if teacher is not None else train_tokenizer(texts)
+            return ModelSource(name=NAMES[asked]), made
         source = find_model(asked, trust=trust) if asked else packaged_encoder()
+        tokenizer = train_tokenizer(texts) if source is None else source.tokenizer()
+        if teacher is not None:
+            check_same_tokens(teacher, tokenizer)
         if source is not None:
-            return source, source.config(), source.tokenizer()
-        tokenizer = train_tokenizer(texts)
-        made = ModelSource(
+            return source, tokenizer
+        made_up = ModelSource(
             name="BERT 2x128",
             note="The pretrained encoder MiniLM is not installed, so a small BERT of 2 layers and "
             f"width 128 is trained from scratch. To have it: {ENCODER_INSTALL}",
         )
-        return made, small_bert(len(tokenizer)), tokenizer
+        return made_up, tokenizer
 
-    def _defaults(self, source: ModelSource, train: int, length: int) -> Mapping[str, float]:
-        """Return a training of seconds for the default data, of three passes for other data."""
-        own_model = self.workload.model is None
-        rate = (3e-4 if source.pretrained else 1e-3) if own_model else 5e-5
-        if own_model and self.workload.data is None:
-            return {
-                "steps": 16 if source.pretrained else 120,
-                "global_batch": 32,
-                "sequence_length": 24,
-                "eval_examples": 256,
-                "learning_rate": rate,
-            }
-        batch = self.workload.global_batch or 16
+    def _facts(
+        self,
+        source: ModelSource,
+        tokenizer: PreTrainedTokenizerBase,
+        classes: Sequence[str],
+        teacher: Teacher | None,
+    ) -> dict[str, Any]:
+        """Return what a trial needs to know again of all but the texts."""
+        own = source.folder is None and teacher is None
         return {
-            "steps": suggested_steps(train, batch),
-            "global_batch": batch,
-            "sequence_length": length,
-            "eval_examples": 512,
-            "learning_rate": rate,
+            "source": asdict(source),
+            "classes": list(classes),
+            "pad": padding_token(tokenizer),
+            "closing": closing_token(tokenizer),
+            "vocab": len(tokenizer),
+            "tokenizer": tokenizer.backend_tokenizer.to_str() if own else None,
+            "teacher": None if teacher is None else teacher.to_json(),
         }
 
-    def _adjusted(self, config: PreTrainedConfig, facts: Mapping[str, Any]) -> PreTrainedConfig:
-        """Set what the classes and the tokenizer decide."""
-        config.id2label = dict(enumerate(facts["classes"]))
-        config.label2id = {name: number for number, name in enumerate(facts["classes"])}
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer that the texts were prepared with."""
+        made = self.prepared.facts["tokenizer"]
+        if made is not None:
+            return restore_tokenizer(made)
+        source = self.source
+        return source.tokenizer() if source.folder else self.teacher.source.tokenizer()
+
+    def _config(
+        self, source: ModelSource, facts: Mapping[str, Any]
+    ) -> PreTrainedConfig | RecurrentConfig:
+        """Return the model's configuration, with what the classes and the tokenizer decide."""
+        classes = facts["classes"]
+        if self.workload.model in RECURRENT:
+            return recurrent_config(self.workload.model, facts["vocab"], facts["pad"], classes)
+        config = source.config() if source.folder else small_bert(facts["vocab"])
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
         text = config.get_text_config()
         if text.pad_token_id is None:
             text.pad_token_id = facts["pad"]
@@ -224,23 +296,70 @@ class TextClassification(Task):
             config.update(_NO_DROPOUT)
         return config
 
-    def _rows(self, part: str) -> tuple[Rows, NDArray[np.int64]]:
-        arrays, facts = self.prepared.arrays, self.prepared.facts
-        rows = Rows(
-            ids=arrays[f"{part}_ids"],
-            ends=arrays[f"{part}_ends"],
+    def _most_tokens(self, source: ModelSource, config: PreTrainedConfig | RecurrentConfig) -> int:
+        """Return how many tokens of a text are prepared, at most."""
+        asked = self.workload.sequence_length
+        if isinstance(config, RecurrentConfig):
+            return asked or _LONGEST_DEFAULT
+        check_sequence_length(asked, source, config)
+        return asked or min(longest_sequence(config) or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
+
+    def _described(
+        self, source: ModelSource, config: PreTrainedConfig | RecurrentConfig
+    ) -> tuple[ModelFacts, str]:
+        if isinstance(config, RecurrentConfig):
+            return describe_recurrent(config), ""
+        return describe_model(_KIND, source, config, vocab=0)
+
+    def _defaults(self, source: ModelSource, train: int, length: int) -> Mapping[str, float]:
+        """Return a training of seconds for the default data, of three passes for other data."""
+        asked, batch = self.workload.model, self.workload.global_batch or 16
+        if asked in RECURRENT:
+            rate = 2e-3
+        else:
+            rate = 5e-5 if asked else 3e-4 if source.pretrained else 1e-3
+        given = {"learning_rate": rate}
+        if self.workload.data is None and asked is None:
+            steps = 16 if source.pretrained else 120
+            return {**given, **_BUILTIN, "steps": steps}
+        if self.workload.data is None and asked in RECURRENT:
+            return {**given, **_BUILTIN, **_BUILTIN_RECURRENT}
+        return {
+            **given,
+            "steps": suggested_steps(train, batch),
+            "global_batch": batch,
+            "sequence_length": length,
+            "eval_examples": 512,
+        }
+
+    def _training_rows(self, plan: DataPlan) -> Rectangles:
+        if not plan.on_the_fly:
+            return self._rows("train", mapped=plan.memory_map)
+        facts = self.prepared.facts
+        return FreshRows(
+            texts=self.prepared.texts["train"],
+            tokenizer=self._tokenizer(),
+            most=facts["most"],
             pad=facts["pad"],
             closing=facts["closing"],
         )
-        return rows, arrays[f"{part}_labels"].astype(np.int64)
+
+    def _rows(self, part: str, *, mapped: bool) -> Rows:
+        return Rows(
+            ids=self.array(f"{part}_ids", mapped=mapped),
+            ends=self.array(f"{part}_ends", mapped=mapped),
+            pad=self.prepared.facts["pad"],
+            closing=self.prepared.facts["closing"],
+        )
 
 
 def _batch(
-    rows: Rows, labels: NDArray[np.int64], places: NDArray[np.int64], length: int
+    rows: Rectangles, labels: Array, places: NDArray[np.int64], length: int, *, masked: bool
 ) -> dict[str, Tensor]:
     tokens, mask = rows.padded(places, length)
-    batch = {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(labels[places])}
-    if (rows.lengths < length).any():  # of the data set and not of the batch: all are alike
+    right = labels[places].astype(np.int64)
+    batch = {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(right)}
+    if masked:
         batch["attention_mask"] = torch.from_numpy(mask)
     return batch
 
@@ -250,35 +369,3 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits: Tensor = model(**inputs).logits
     return logits.float()
-
-
-def _scores(counts: NDArray[np.int64]) -> dict[str, Score]:
-    """Return the scores of a confusion matrix `(true, guessed)`.
-
-    The standard error of accuracy is the binomial one. That of macro-averaged F1 is by bootstrap:
-    resampling texts is drawing a confusion matrix from the multinomial distribution of this one.
-
-    References:
-        Efron 1979, Bootstrap methods: another look at the jackknife.
-    """
-    total = int(counts.sum())
-    accuracy = float(np.trace(counts) / total)
-    resampled = np.random.default_rng(0).multinomial(
-        total, (counts / total).ravel(), size=_RESAMPLES
-    )
-    spread = float(_macro_f1(resampled.reshape(-1, *counts.shape)).std(ddof=1))
-    return {
-        "accuracy": Score(
-            value=accuracy, stderr=float(np.sqrt(accuracy * (1 - accuracy) / total)), n=total
-        ),
-        "macro_f1": Score(value=float(_macro_f1(counts[None])[0]), stderr=spread, n=total),
-    }
-
-
-def _macro_f1(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the mean F1 over classes that occur, for each matrix `(matrices, true, guessed)`."""
-    right = np.diagonal(counts, axis1=1, axis2=2)
-    seen = counts.sum(1) + counts.sum(2)
-    f1 = 2 * right / np.maximum(seen, 1)
-    mean: NDArray[np.float64] = f1.sum(1) / np.maximum((seen > 0).sum(1), 1)
-    return mean

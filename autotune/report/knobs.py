@@ -36,14 +36,12 @@ def check_document(
 def check_screen(differences: Sequence[Difference], metric: str) -> list[RenderableType]:
     """Return a check as a table, one line per value, and the promises that were broken."""
     columns = (
-        Column("knob"),
-        Column("value"),
+        Column("value", folds=True),
         Column("peak GiB", "right"),
         Column("peak", "right"),
         Column("in eval", "right"),
         Column("time", "right"),
         Column(metric, "right"),
-        Column("beside", folds=True),
     )
     measured = [d for d in differences if d.case.config is not None]
     rows = [_cells(difference) for difference in measured]
@@ -151,19 +149,18 @@ def _row(difference: Difference) -> dict[str, object]:
 
 def _cells(difference: Difference) -> tuple[str, ...]:
     case = difference.case
-    beside = ", ".join(f"{n}={v}" for n, v in (case.peer or {}).items())
-    first = (case.knob.name, str(case.value))
+    beside = "".join(f", beside {n}={v}" for n, v in (case.peer or {}).items())
+    first = f"{case.knob.name}={case.value}{beside}"
     if not isinstance(difference.outcome, Completed) or difference.peak_bytes is None:
         said = difference.outcome.summary if difference.outcome else ""
-        return (*first, "–", "–", "–", "–", "–", said)
+        return (f"{first}: {said}", "–", "–", "–", "–", "–")
     error = difference.score_error
     score = f"{difference.score:+.3f}" + (f" ±{error:.3f}" if error is not None else "")
     return (
-        *first,
+        first,
         f"{difference.peak_bytes / GIB:+.3f}".replace("-", "−"),
         percent(difference.peak_share),
         percent(difference.eval_share),
         percent(difference.time_share),
         score.replace("-", "−"),
-        beside,
     )

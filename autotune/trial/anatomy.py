@@ -1,13 +1,15 @@
 """Who holds the memory at the peak: live storages, followed by a dispatch mode.
 
 `LiveStorages` sees every operator that allocates on one device, real or fake, keeps the live
-storages by part (`ANATOMY_PARTS`), and remembers the split at the greatest moment. Tensor
-subclasses are looked into. Operators' own scratch is not seen; on the CPU that is below 0.03 %.
+storages by part (`ANATOMY_PARTS`), and remembers the split at the greatest moment, the operator
+that ran then, and, if asked, every allocation and free in order. Tensor subclasses are looked into.
+Operators' own scratch is not seen; on the CPU that is below 0.03 %.
 
 A dispatch mode changes one thing of autograd: gradients that meet in a node are added out of place
 (`isTensorSubclassLike` holds under any mode), so a traced step seems to hold one gradient more than
 a real one. `_settle` undoes that: if the old sum dies right after the addition, the new one is
-taken to have reused its buffer.
+taken to have reused its buffer. A view is never added to in place: it refers to its base, so
+autograd is not alone with the memory.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +29,22 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 _PART_OF_PHASE = {"forward": "activations", "backward": "other", "optimizer": "other"}
+_PLAIN = frozenset({Tensor, nn.Parameter, FakeTensor})
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One event of a step: a storage comes to be, or goes.
+
+    Attributes:
+        storage: Number of the storage, from 1, the same in both of its events.
+        bytes: Its size; negative where it goes.
+        phase: What was going on; see `LiveStorages.phase`.
+    """
+
+    storage: int
+    bytes: int
+    phase: str
 
 
 @dataclass(slots=True, eq=False)
@@ -38,31 +57,67 @@ class _Entry:
     alive: weakref.ref[Any] | None = None
 
 
+@dataclass(slots=True)
+class _Sum:
+    """An addition of gradients that may have been in place: see `LiveStorages`."""
+
+    old: _Entry
+    new: _Entry
+    live_bytes: int
+    event: int
+
+
 class LiveStorages(TorchDispatchMode):
     """Follows live storages of one device while it is entered.
 
     Args:
         device: Type of the device whose storages count: `"cpu"`, `"cuda"`.
+        unit: Sizes are rounded up to multiples of it, as an allocator does; in bytes.
 
     Attributes:
         phase: What is going on: `"forward"`, `"head"` (after the last block), `"backward"`,
             `"optimizer"`. Set by the training loop; it decides the part of new storages.
         live_bytes: Bytes that are live now.
-        peak_bytes: The greatest `live_bytes` so far.
+        peak_bytes: The greatest `live_bytes` so far, or since `restart`.
         peak_parts: Bytes by part at that moment.
+        peak_phase: What was going on.
+        peak_operator: Name of the operator that had just run: `"aten.mm.default"`.
+        events: Allocations and frees in order; None unless they are recorded.
+        scratch: Tensors that live only as long as the operator that runs, put here by `compute`.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, unit: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped there
         self.device = device
         self.phase = "forward"
         self.live_bytes = 0
-        self.peak_bytes = 0
-        self.peak_parts: dict[str, int] = {}
+        self.events: list[Allocation] | None = None
+        self.scratch: list[Tensor] = []
+        self._unit = unit
         self._parts: Counter[str] = Counter()
         self._entries: dict[int, _Entry] = {}
+        self._ignored: dict[int, weakref.ref[Any]] = {}
         self._order = 0
-        self._pending: tuple[_Entry, int] | None = None
+        self._pending: _Sum | None = None
+        self._operator: Any = ""
+        self.restart()
+
+    def restart(self, *, record: bool = False) -> None:
+        """Forget the peak, and look for the next one from what is live now.
+
+        Args:
+            record: Whether events are recorded from now on. They begin with what is live already.
+        """
+        self._settle()
+        self.events = None
+        if record:
+            entries = sorted(self._entries.values(), key=lambda entry: entry.order)
+            self.events = [Allocation(e.order, e.bytes, "before") for e in entries]
+        self.peak_bytes = 0
+        self.peak_parts: dict[str, int] = {}
+        self.peak_phase = ""
+        self.peak_operator = ""
+        self._check()
 
     def enter(self, phase: str) -> None:
         """Note what is going on from now on."""
@@ -80,6 +135,21 @@ class LiveStorages(TorchDispatchMode):
                     entry.part = part
         self._check()
 
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Leave tensors out of the count, such as batches that lie outside the allocator."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            self._ignored[key] = weakref.ref(storage, partial(self._notice, key))
+            entry = self._entries.pop(key, None)
+            if entry is not None:
+                self._drop(entry)
+                entry.bytes = 0  # its storage still tells when it dies
+
+    def _notice(self, key: int, _: object) -> None:
+        """Count again what comes to lie where an ignored storage was."""
+        self._ignored.pop(key, None)
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -87,17 +157,37 @@ class LiveStorages(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if any(hasattr(kind, "__tensor_flatten__") and kind is not FakeTensor for kind in types):
+        if func is torch.ops.prim.device.default:
+            return func(*args)  # asked for on every use of a fake tensor's device
+        if any(kind not in _PLAIN and hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # let the subclass take itself apart first
-        self._settle()
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                for inner in _plain_tensors(leaf):
-                    self._add(inner, self._part())
+        if self._pending is not None:
+            self._settle()
+        result = self.compute(func, args, kwargs or {})
+        self._operator = func
+        if isinstance(result, Tensor):
+            self._see(result)
+        else:
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._see(leaf)
+        for tensor in self.scratch:
+            self._see(tensor)
         if not self._is_accumulation(func, args, result):
             self._check()
+        self.scratch.clear()
         return result
+
+    def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator; a rehearsal answers for those that fake tensors cannot."""
+        return func(*args, **kwargs)
+
+    def _see(self, tensor: Tensor) -> None:
+        if type(tensor) in _PLAIN:
+            self._add(tensor, self._part())
+            return
+        for inner in _plain_tensors(tensor):
+            self._add(inner, self._part())
 
     def _part(self) -> str:
         if self.phase == "head":
@@ -107,17 +197,17 @@ class LiveStorages(TorchDispatchMode):
         return _PART_OF_PHASE.get(self.phase, "other")
 
     def _add(self, tensor: Tensor, part: str) -> None:
-        if tensor.device.type != self.device:
+        device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+        if device.type != self.device:
             return
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, -(-storage.nbytes() // self._unit) * self._unit
         known = self._entries.get(key)
         if known is not None:
-            self.live_bytes += size - known.bytes
-            self._parts[known.part] += size - known.bytes
-            known.bytes = size
+            if known.bytes != size:
+                self._resize(known, size)
             return
-        if size == 0:
+        if size == 0 or key in self._ignored:
             return
         self._order += 1
         entry = _Entry(size, part, self._order)
@@ -125,17 +215,40 @@ class LiveStorages(TorchDispatchMode):
         self._entries[key] = entry
         self.live_bytes += size
         self._parts[part] += size
+        if self.events is not None:
+            self.events.append(Allocation(entry.order, size, self.phase))
+
+    def _resize(self, entry: _Entry, size: int) -> None:
+        """Count a storage that was resized as another one in its place."""
+        if self.events is not None:
+            self.events.append(Allocation(entry.order, -entry.bytes, self.phase))
+        self._order += 1
+        self.live_bytes += size - entry.bytes
+        self._parts[entry.part] += size - entry.bytes
+        entry.bytes, entry.order = size, self._order
+        if self.events is not None:
+            self.events.append(Allocation(entry.order, size, self.phase))
 
     def _free(self, key: int, entry: _Entry) -> None:
         if self._entries.get(key) is entry:
             del self._entries[key]
+        self._drop(entry)
+
+    def _drop(self, entry: _Entry) -> None:
         self.live_bytes -= entry.bytes
         self._parts[entry.part] -= entry.bytes
+        if self.events is not None and entry.bytes:
+            self.events.append(Allocation(entry.order, -entry.bytes, self.phase))
 
     def _check(self) -> None:
         if self.live_bytes > self.peak_bytes:
-            self.peak_bytes = self.live_bytes
-            self.peak_parts = {part: size for part, size in self._parts.items() if size > 0}
+            self._note(self.live_bytes)
+
+    def _note(self, live_bytes: int) -> None:
+        self.peak_bytes = live_bytes
+        self.peak_parts = {part: size for part, size in self._parts.items() if size > 0}
+        self.peak_phase = self.phase
+        self.peak_operator = str(self._operator)
 
     def _is_accumulation(self, func: Any, args: tuple[Any, ...], result: Any) -> bool:
         """Remember an addition of gradients, whose peak is judged when the next operator runs."""
@@ -144,24 +257,39 @@ class LiveStorages(TorchDispatchMode):
             or torch.is_grad_enabled()
             or torch._C._current_graph_task_id() == -1
             or not isinstance(args[0], Tensor)
+            or args[0]._is_view()
         ):
             return False
         old = self._entries.get(args[0].untyped_storage()._cdata)
         new = self._entries.get(result.untyped_storage()._cdata)
-        if old is None or new is None or old is new or old.bytes != new.bytes:
+        if old is None or new is None or old.bytes != new.bytes or old.order >= new.order:
             return False
-        self._pending = (old, self.live_bytes)
+        event = -1 if self.events is None else len(self.events) - 1
+        self._pending = _Sum(old, new, self.live_bytes, event)
         return True
 
     def _settle(self) -> None:
         if self._pending is None:
             return
-        (old, live_then), self._pending = self._pending, None
-        reused = old.alive is None or old.alive() is None
-        if not reused and live_then > self.peak_bytes:
-            self.peak_bytes = live_then
-            self.peak_parts = {part: size for part, size in self._parts.items() if size > 0}
+        done, self._pending = self._pending, None
+        reused = done.old.alive is None or done.old.alive() is None
+        if not reused and done.live_bytes > self.peak_bytes:
+            self._note(done.live_bytes)
+        if reused and self.events is not None:
+            self._forget_sum(self.events, done)
         self._check()
+
+    def _forget_sum(self, events: list[Allocation], done: _Sum) -> None:
+        """Take back that the new sum came and the old one went: one buffer held both."""
+        assert events[done.event].storage == done.new.order
+        gone = Allocation(done.old.order, -done.old.bytes, self.phase)
+        freed = next(
+            place
+            for place in range(done.event + 1, len(events))
+            if (events[place].storage, events[place].bytes) == (gone.storage, gone.bytes)
+        )
+        del events[freed], events[done.event]
+        done.new.order = done.old.order
 
 
 @contextmanager
@@ -175,7 +303,24 @@ def watch_step(
         model: On the device that `storages` follows.
         optimizer: Its states are counted before and after the step.
     """
-    storages.adopt((*model.parameters(), *model.buffers()), "weights")
+    with label_step(storages, model, optimizer), storages:
+        yield
+
+
+@contextmanager
+def label_step(
+    storages: LiveStorages, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Tell storages that are followed which of them are weights, states and gradients.
+
+    Args:
+        storages: Entered by the caller, for this step or for longer.
+        model: On the device that `storages` follows.
+        optimizer: Its states are counted before and after the step.
+    """
+    weights = [*model.parameters(), *model.buffers()]
+    storages.ignore(weight for weight in weights if is_in_file(weight))
+    storages.adopt((weight for weight in weights if not is_in_file(weight)), "weights")
     storages.adopt(_optimizer_states(optimizer), "optimizer")
     hooks: list[Any] = [
         parameter.register_post_accumulate_grad_hook(
@@ -186,12 +331,16 @@ def watch_step(
     ]
     hooks += _head_hooks(storages, model)
     try:
-        with storages:
-            yield
-            storages.adopt(_optimizer_states(optimizer), "optimizer")
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+    storages.adopt(_optimizer_states(optimizer), "optimizer")
+
+
+def is_in_file(weight: Tensor) -> bool:
+    """Whether a weight lies in a memory-mapped file, so that the process needs no memory for it."""
+    return bool(getattr(weight, "in_file", False))
 
 
 def reachable_bytes(
@@ -205,6 +354,7 @@ def reachable_bytes(
         others: Models whose weights count too, such as a teacher.
     """
     tensors = [t for m in (model, *others) for t in (*m.parameters(), *m.buffers())]
+    tensors = [tensor for tensor in tensors if not is_in_file(tensor)]
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
     if optimizer is not None:
         tensors += _optimizer_states(optimizer)

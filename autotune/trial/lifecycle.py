@@ -2,13 +2,14 @@
 
 Read `run_trial` from top to bottom. Each stage folds the knobs that are off neutral over what
 exists by then (`core/knob.py`); everything between the folds is the same for every configuration.
-Whatever goes wrong is raised; `trial/worker.py` turns it into an outcome.
+Whatever goes wrong is raised; `trial/worker.py` turns it into an outcome. `memory/rehearse.py` runs
+the same stages with stand-ins for weights and data.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from autotune.trial.loop import Helpers, contexts
 from autotune.trial.objective import Batch, Objective, load_objective
 from autotune.trial.progress import Progress
 from autotune.trial.spec import TrialSpec
-from autotune.trial.training import Training, train
+from autotune.trial.training import StandIns, Training, train
 
 SAMPLE_BATCHES = 4
 """Batches that importance is measured on."""
@@ -52,13 +53,18 @@ SAMPLE_BATCHES = 4
 SAMPLE_SEQUENCES = 8
 """Sequences in each of them, at most."""
 
+INSTRUMENTED_EVALUATIONS = 2
+"""Times that the first batch is evaluated for its memory: a CPU has two instruments, in turn."""
 
-def run_trial(spec: TrialSpec, progress: Progress) -> Completed:
+
+def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = None) -> Completed:
     """Train and evaluate one configuration.
 
     Args:
         spec: What to do.
         progress: Measures, reports, and remembers how far the trial came.
+        stand_ins: What takes the place of weights and data in a rehearsal, which does two steps,
+            evaluates one batch, and scores nothing.
 
     Returns:
         Scores and measurements.
@@ -75,14 +81,16 @@ def run_trial(spec: TrialSpec, progress: Progress) -> Completed:
     data = run_stage(DATA, data, BUILTIN, config)
     progress.enter(Phase.LOAD)
     with progress.meter.load():
-        load = run_stage(LOAD, LoadPlan(), BUILTIN, config)
+        asked = LoadPlan(shapes_only=stand_ins is not None)
+        load = run_stage(LOAD, asked, BUILTIN, config)
         model = objective.build(load, workload.seed)
-        state = run_stage(ADAPT, adaptation(objective, model, data, workload), BUILTIN, config)
+        state = adaptation(objective, model, data, workload, stand_ins)
+        state = run_stage(ADAPT, state, BUILTIN, config)
         model = place(state.model, device, mapped=load.memory_map)
         model = run_stage(PARALLELISE, model, BUILTIN, config)
     optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, config)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build_optimizer(trained, optim, workload.learning_rate)
+    optimizer = build_optimizer(trained, optim, workload.learning_rate, model)
     progress.parameters = sum(p.numel() for p in model.parameters())
     progress.trained_parameters = sum(p.numel() for p in trained)
 
@@ -99,7 +107,7 @@ def run_trial(spec: TrialSpec, progress: Progress) -> Completed:
         data=data,
         plan=step_plan,
     )
-    train(training, spec=spec, progress=progress)
+    train(training, spec=spec, progress=progress, stand_ins=stand_ins)
     optimizer.zero_grad(set_to_none=True)
     if helpers.distiller is not None:
         helpers.distiller.leave()
@@ -110,13 +118,13 @@ def run_trial(spec: TrialSpec, progress: Progress) -> Completed:
     progress.enter(Phase.EVALUATE)
     model = run_stage(COMPRESS, model, BUILTIN, config)
     streamed = workload.purpose == "inference" and "stream" in spec.facts.features
-    plan = EvalPlan(batch=data.global_batch, stream=streamed)
-    plan = run_stage(EVALUATE, plan, BUILTIN, config)
+    plan = run_stage(EVALUATE, EvalPlan(batch=data.global_batch, stream=streamed), BUILTIN, config)
     batches = objective.eval_batches(plan, workload.sequence_length)
-    for index, sample in enumerate((batches[:1], batches[:1])):
+    sample = batches[:1] if stand_ins is None else [stand_ins.batch(batches[0])]
+    for index in range(1 if stand_ins is not None else INSTRUMENTED_EVALUATIONS):
         with progress.meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(model)):
             evaluate(objective, model, sample, plan, device)
-    if spec.probe:
+    if spec.probe or stand_ins is not None:
         return Completed(measurement=progress.measurement())
     scores = evaluate(objective, model, batches, plan, device)
     run_stage(DEPLOY, model, BUILTIN, config)
@@ -136,7 +144,11 @@ def evaluate(
 
 
 def adaptation(
-    objective: Objective, model: nn.Module, data: DataPlan, workload: Workload
+    objective: Objective,
+    model: nn.Module,
+    data: DataPlan,
+    workload: Workload,
+    stand_ins: StandIns | None = None,
 ) -> Adaptation:
     """Return what adapting a model starts from: itself, some data, and the teacher if one is named.
 
@@ -148,10 +160,18 @@ def adaptation(
         few = replace(data, global_batch=min(SAMPLE_SEQUENCES, data.global_batch))
         batches = objective.train_batches(few, workload.seed + 1)
         for batch in itertools.islice(batches, SAMPLE_BATCHES):
-            yield objective.loss(measured, batch, StepPlan())
+            some = batch if stand_ins is None else stand_ins.batch(batch)
+            yield objective.loss(measured, some, StepPlan())
 
     named = getattr(objective, "build_teacher", None) if workload.teacher else None
+    if stand_ins is not None:
+        model = stand_ins.model(model)
+        named = _stood_in(named, stand_ins) if named is not None else None
     return Adaptation(model=model, losses=losses, named_teacher=named)
+
+
+def _stood_in(build: Callable[[], nn.Module], stand_ins: StandIns) -> Callable[[], nn.Module]:
+    return lambda: stand_ins.model(build())
 
 
 def place(model: nn.Module, device: torch.device, *, mapped: bool = False) -> nn.Module:
@@ -163,10 +183,29 @@ def place(model: nn.Module, device: torch.device, *, mapped: bool = False) -> nn
     """
     if device.type != "cpu":
         return model.to(device)
+    if not mapped:
+        _renew_buffers(model)
     moved: dict[int, torch.Tensor] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in model.parameters():
         key = tensor.untyped_storage()._cdata
-        if key not in moved and not (mapped and not tensor.requires_grad):
+        if mapped and not tensor.requires_grad:
+            tensor.in_file = True  # type: ignore[attr-defined]  # a mark of ours; see is_in_file
+        elif key not in moved:
             moved[key] = tensor.data
             tensor.data = tensor.data.clone()
     return model
+
+
+def _renew_buffers(model: nn.Module) -> None:
+    """Put copies in the place of all buffers.
+
+    A buffer that is a view, such as packed codes that were reshaped, refers to its base for as long
+    as it lives, whatever data it is given: the old memory would stay.
+    """
+    copies: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                if id(buffer) not in copies:
+                    copies[id(buffer)] = buffer.detach().clone()
+                module._buffers[name] = copies[id(buffer)]

@@ -73,6 +73,9 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective",
     {
         "causal_lm": "autotune.objectives.causal_lm:CausalLM",
+        "image_classification": "autotune.objectives.image_classification:ImageClassification",
+        "seq2seq": "autotune.objectives.seq2seq:Seq2Seq",
+        "speech_recognition": "autotune.objectives.speech_recognition:SpeechRecognition",
         "text_classification": "autotune.objectives.text_classification:TextClassification",
     },
     group="autotune.objectives",

@@ -1,22 +1,25 @@
 """The training of one trial: the first steps measured, one followed, the rest timed.
 
 `Training` is everything that takes part; `train` takes it through the workload. What one optimizer
-step is, stands in `trial/loop.py`.
+step is, stands in `trial/loop.py`. With `StandIns` in place of weights and data, the same code is
+a rehearsal: two steps, of which nothing is kept but who held memory when.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from autotune.core.outcome import Phase
 from autotune.knobs.stages import DataPlan, StepPlan
-from autotune.trial.anatomy import LiveStorages, reachable_bytes, watch_step
+from autotune.trial.anatomy import LiveStorages, label_step, reachable_bytes
 from autotune.trial.loop import Helpers, schedule, train_step
 from autotune.trial.measure import FIRST_STEPS, MEASURED_STEPS
 from autotune.trial.objective import Batch, Objective
@@ -25,6 +28,25 @@ from autotune.trial.spec import TrialSpec
 
 PROBE_STEPS = MEASURED_STEPS + 1
 """Steps that show the peak and its anatomy: those with instruments, and one that is followed."""
+
+REHEARSED_STEPS = 2
+"""A first step, in which optimizer states come to be, and a steady one; others are like it."""
+
+REHEARSED_MICRO_BATCHES = 2
+"""A micro-batch that finds no gradients, and one that adds to them; others are like it."""
+
+
+class StandIns(Protocol):
+    """What takes the place of weights and data in a rehearsal: tensors without values."""
+
+    storages: LiveStorages
+    """Follows every storage, from the first one on."""
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """Return a model as the objective built it, with stand-ins for its weights."""
+
+    def batch(self, batch: Batch) -> Batch:
+        """Return stand-ins for a batch."""
 
 
 class LossDiverged(Exception):
@@ -55,11 +77,23 @@ class Training:
         return reachable_bytes(self.model, self.optimizer, *teacher)
 
 
-def train(training: Training, *, spec: TrialSpec, progress: Progress) -> None:
+def train(
+    training: Training,
+    *,
+    spec: TrialSpec,
+    progress: Progress,
+    stand_ins: StandIns | None = None,
+) -> None:
     """Train on the workload's sequences: the first steps measured, one followed, the rest timed.
 
     A configuration with another global batch makes more or fewer steps: it sees the same number of
     sequences.
+
+    Args:
+        training: Everything that takes part.
+        spec: How long, and where.
+        progress: Measures, reports, and remembers.
+        stand_ins: What takes the place of the data in a rehearsal.
 
     Raises:
         LossDiverged: If the loss of a step is not finite.
@@ -67,16 +101,26 @@ def train(training: Training, *, spec: TrialSpec, progress: Progress) -> None:
     workload, data, plan = spec.facts.workload, training.data, training.plan
     whole = max(1, workload.steps * workload.global_batch // data.global_batch)
     steps = min(PROBE_STEPS, whole) if spec.probe else whole
+    first = FIRST_STEPS
+    if stand_ins is not None:
+        steps, first = min(REHEARSED_STEPS, whole), REHEARSED_STEPS - 1
+        training = replace(training, plan=_few_micro_batches(plan))
     device = torch.device(spec.device.label)
     rates = schedule(training.optimizer, whole)
     batches = training.objective.train_batches(data, workload.seed)
     progress.tokens_per_step = data.global_batch * data.sequence_length
     for step in range(steps):
-        phase = Phase.FIRST if step < FIRST_STEPS else Phase.STEADY
+        phase = Phase.FIRST if step < first else Phase.STEADY
         progress.enter(phase)
         batch = next(batches)
+        if "input_ids" in batch:  # batches may be narrower than the longest sequence
+            progress.tokens_per_step = batch["input_ids"].numel()
         began = time.perf_counter()
-        if step == MEASURED_STEPS:
+        if stand_ins is not None:
+            few = stand_ins.batch(_first_rows(batch, plan))
+            with progress.meter.instrument(phase, step, lambda: training.held):
+                loss = labelled_step(training, few, device, stand_ins.storages)
+        elif step == MEASURED_STEPS:
             loss = followed_step(training, batch, device, progress)
         else:
             with progress.meter.instrument(phase, step, lambda: training.held):
@@ -110,10 +154,37 @@ def followed_step(
 ) -> float:
     """Do one step whose live storages are followed, for the anatomy."""
     storages = LiveStorages(device.type)
-    if training.helpers.distiller is not None:
-        teacher = training.helpers.distiller.teacher
-        storages.adopt((*teacher.parameters(), *teacher.buffers()), "weights")
-    with watch_step(storages, training.model, training.optimizer):
+    with _labels(training, storages), storages:
         loss = one_step(training, batch, device, storages.enter)
     progress.note_anatomy(storages.peak_parts)
     return loss
+
+
+def labelled_step(
+    training: Training, batch: Batch, device: torch.device, storages: LiveStorages
+) -> float:
+    """Do one step while `storages`, which is entered already, is told what its storages are."""
+    with _labels(training, storages):
+        return one_step(training, batch, device, storages.enter)
+
+
+@contextmanager
+def _labels(training: Training, storages: LiveStorages) -> Iterator[None]:
+    if training.helpers.distiller is not None:
+        teacher = training.helpers.distiller.teacher
+        storages.adopt((*teacher.parameters(), *teacher.buffers()), "weights")
+    with label_step(storages, training.model, training.optimizer):
+        yield
+
+
+def _few_micro_batches(plan: StepPlan) -> StepPlan:
+    return replace(plan, accumulation=min(plan.accumulation, REHEARSED_MICRO_BATCHES))
+
+
+def _first_rows(batch: Batch, plan: StepPlan) -> Batch:
+    """Return what the first micro-batches consist of; see `loop.train_step` for how it is split."""
+    pieces = _few_micro_batches(plan).accumulation
+    return {
+        name: tensor[: pieces * -(-len(tensor) // plan.accumulation)]
+        for name, tensor in batch.items()
+    }

@@ -18,14 +18,18 @@ from torch import Tensor, nn
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.knobs.stages import DataPlan, EvalPlan, LoadPlan, StepPlan
 from autotune.trial.objective import OBJECTIVES, Batch, Objective, load_objective
+from autotune.trial.training import PROBE_STEPS
 from tests import tiny_folders
 
 NAMES = OBJECTIVES.names()
+OVER_TEXT = ("causal_lm", "text_classification")
+"""Objectives that are tried here; `test_modalities.py` tries the others."""
+
 PLAN = DataPlan(sequence_length=16, global_batch=8)
 SIZES = {"steps": 3, "global_batch": 8, "sequence_length": 16, "eval_examples": 10}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=OVER_TEXT)
 def described(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[WorkloadFacts, Path]:
@@ -132,6 +136,31 @@ def test_every_sequence_comes_once_in_each_pass(objective: Objective) -> None:
     assert len(counts) > 30
     assert max(counts.values()) - min(counts.values()) <= 1
     assert order[: len(counts)] != order[len(counts) : 2 * len(counts)]
+
+
+@pytest.mark.parametrize("word", ["memory_map", "on_the_fly"])
+def test_where_data_is_kept_changes_no_batch(
+    described: tuple[WorkloadFacts, Path], objective: Objective, word: str
+) -> None:
+    facts, cache = described
+    other = load_objective(facts.workload.objective)(facts.workload, cache)
+    changed = first(other, 30, replace(PLAN, **{word: True}))
+    assert all(same(a, b) for a, b in zip(first(objective, 30), changed, strict=True))
+
+
+@pytest.mark.parametrize("word", ["by_length", "documents"])
+def test_no_batch_is_larger_than_those_that_are_measured(objective: Objective, word: str) -> None:
+    some = first(objective, 60, replace(PLAN, **{word: True}))
+    sizes = [sum(tensor.numel() for tensor in batch.values()) for batch in some]
+    assert sizes[:PROBE_STEPS] == [max(sizes)] * PROBE_STEPS
+    assert {len(tensor) for batch in some for tensor in batch.values()} == {PLAN.global_batch}
+    assert len({frozenset(batch) for batch in some}) == 1
+
+
+def test_features_are_words_that_are_known(described: tuple[WorkloadFacts, Path]) -> None:
+    known = {"by_length", "documents", "on_the_fly", "memory_map", "stream", "fixed_length"}
+    assert set(described[0].features) <= known
+    assert len(described[0].features) == len(set(described[0].features))
 
 
 def test_the_loss_is_finite_and_reaches_every_weight(objective: Objective) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from autotune.objectives.causal_lm import CausalLM
+from autotune.objectives.generation import STREAMED
 from autotune.objectives.streams import (
+    DocumentRows,
+    FreshTokens,
     blocks,
     count_blocks,
+    encode_documents,
     encode_stream,
     split_documents,
+    split_end,
     token_bytes,
 )
 from torch import nn
@@ -23,7 +30,7 @@ from autotune.core.errors import DataError, ModelError
 from autotune.core.knob import run_stage
 from autotune.core.workload import Workload
 from autotune.knobs import BUILTIN
-from autotune.knobs.stages import ADAPT, DataPlan, EvalPlan, LoadPlan, StepPlan
+from autotune.knobs.stages import ADAPT, Adaptation, DataPlan, EvalPlan, LoadPlan, StepPlan
 from tests import tiny_folders
 from tests import tiny_models as tiny
 
@@ -63,7 +70,7 @@ class Wrapped(nn.Module):
 def test_the_loss_in_pieces_is_the_loss(task: CausalLM, wrap: str, chunks: int) -> None:
     model = task.build(LoadPlan(), seed=0)
     if wrap == "adapters":
-        model = run_stage(ADAPT, model, BUILTIN, {"lora.rank": 4})
+        model = run_stage(ADAPT, Adaptation(model=model), BUILTIN, {"lora.rank": 4}).model
     elif wrap == "wrapped":
         model = Wrapped(model)
     batch = next(task.train_batches(PLAN, 0))
@@ -177,3 +184,154 @@ def test_a_held_out_file_is_used_as_it_is(tmp_path: Path) -> None:
     assert set(task.eval_batches(EvalPlan(), 128)[0]["labels"].unique().tolist()) == {ord("b")}
     batches = itertools.islice(task.train_batches(PLAN, 0), 50)
     assert {int(token) for batch in batches for token in batch["labels"].unique()} == {ord("a")}
+
+
+def test_the_end_is_split_off_at_a_line_and_documents_stay_apart() -> None:
+    documents = ["first\nlines\n" * 10, "second\nlines\n" * 10, "third\nlines\n" * 10]
+    train, held = split_end(documents)
+    assert train[:2] == documents[:2]
+    assert train[2] + held[0] == documents[2]
+    assert train[2].endswith("\n")
+    # A tenth of the 43 characters that it is with the empty line between.
+    assert split_end(["a", "b" * 40]) == (["a", "b" * 35], ["b" * 5])
+    assert split_end([""]) == ([""], [""])
+
+
+@pytest.mark.parametrize("bytes_", [False, True])
+def test_documents_end_where_the_stream_says(bytes_: bool) -> None:
+    tokenizer = None if bytes_ else tiny_folders.byte_tokenizer()
+    documents = ["sea waves", "", "naïve café", "soil"]
+    stream, ends = encode_documents(documents, tokenizer)
+    assert ends[-1] == len(stream)
+    starts = [0, *ends[:-1]]
+    for start, end, document in zip(starts, ends, documents, strict=True):
+        alone = encode_stream([document], tokenizer)
+        assert stream[start:end].tolist()[: len(alone)] == alone.tolist()
+    if tokenizer is None:
+        return
+    fresh = FreshTokens(documents=documents, ends=ends, tokenizer=tokenizer)
+    assert len(fresh) == len(stream)
+    for start, stop in itertools.combinations(range(len(stream) + 1), 2):
+        assert fresh[start:stop].tolist() == stream[start:stop].tolist()
+
+
+def test_rows_of_documents_hold_each_label_once() -> None:
+    stream = np.arange(40)
+    ends = np.array([1, 9, 10, 10, 35, 40])
+    rows = DocumentRows.of(ends, 8)
+    inputs, labels = rows.padded(stream, range(len(rows)))
+    assert inputs.shape == labels.shape == (len(rows), 8)
+    counted = labels != -100
+    assert (labels[counted] == inputs[counted] + 1).all()
+    # A document's first token follows nothing, so it is nobody's label.
+    expected = sorted(set(range(40)) - {0, *ends[:-1].tolist()})
+    assert sorted(labels[counted].tolist()) == expected
+    assert counted.any(1).all()
+    assert (np.diff(counted.astype(int), axis=1) <= 0).all()
+    document = np.searchsorted(ends, stream, side="right")
+    for row, mask in zip(labels, counted, strict=True):
+        assert len(set(document[row[mask]])) == 1
+    with pytest.raises(DataError, match="no document has two tokens"):
+        DocumentRows.of(np.array([1, 2, 3]), 8)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("default", [False, True])
+def test_where_tokens_come_from_changes_no_batch(
+    task: CausalLM, tmp_path: Path, default: bool, documents: bool
+) -> None:
+    if default:
+        task = CausalLM(Workload(objective="causal_lm"), tmp_path)
+        assert {"documents", "memory_map", "on_the_fly", "stream"} == set(task.describe().features)
+    plan = DataPlan(sequence_length=24, global_batch=4, documents=documents)
+    expected = list(itertools.islice(task.train_batches(plan, 3), 30))
+    for change in ({"on_the_fly": True}, {"memory_map": True}):
+        trial = CausalLM(task.workload, task._cache)
+        other = itertools.islice(trial.train_batches(replace(plan, **change), 3), 30)
+        for a, b in zip(expected, other, strict=True):
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[name], b[name]) for name in a)
+        assert "train" not in trial._held
+        assert trial._held.keys() <= ({"train_ends"} if "on_the_fly" in change else set())
+    assert "train" in task._held
+
+
+def test_documents_come_whole_and_apart(task: CausalLM) -> None:
+    plan = DataPlan(sequence_length=128, global_batch=4, documents=True)
+    batches = list(itertools.islice(task.train_batches(plan, 0), 18))
+    seen = Counter()
+    for batch in batches:
+        for inputs, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            real = int((labels != -100).sum())
+            assert 0 < real < 128
+            assert labels[:real].tolist() == [*inputs[1:real].tolist(), 0]  # the end-of-text token
+            seen[tuple(inputs[:real].tolist())] += 1
+    assert len(seen) == 72  # of 80 documents, a tenth is held out
+    assert set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_documents_in_micro_batches_have_the_mean_loss_of_their_tokens(
+    task: CausalLM, chunks: int
+) -> None:
+    model = task.build(LoadPlan(), seed=0)
+    plan = DataPlan(sequence_length=60, global_batch=8, documents=True)
+    batch = next(task.train_batches(plan, 0))
+    real = (batch["labels"] != -100).sum(1)
+    assert len(set(real.tolist())) > 1
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"]).logits.flatten(0, 1)
+        expected = nn.functional.cross_entropy(logits, batch["labels"].flatten())
+    for pieces in (1, 2, 4, 8):
+        total = torch.zeros(())
+        for place in range(pieces):
+            micro = {name: tensor.chunk(pieces)[place] for name, tensor in batch.items()}
+            total += task.loss(model, micro, StepPlan(loss_chunks=chunks)).detach() / pieces
+        torch.testing.assert_close(total, expected)
+
+
+def test_what_fills_a_row_of_a_document_changes_nothing(task: CausalLM) -> None:
+    model = task.build(LoadPlan(), seed=0)
+    plan = DataPlan(sequence_length=60, global_batch=8, documents=True)
+    batch = next(task.train_batches(plan, 0))
+    blank = batch["labels"] == -100
+    other = {**batch, "input_ids": batch["input_ids"].masked_fill(blank, 7)}
+    losses = [task.loss(model, some, StepPlan()) for some in (batch, other)]
+    assert blank.any()
+    assert torch.equal(*losses)
+
+
+def test_long_documents_are_not_encoded_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("waves and soil " * 6000)
+    model = tiny_folders.save_model(tmp_path / "model", "causal_lm")
+    workload = Workload(objective="causal_lm", data=str(path), model=str(model))
+    assert "on_the_fly" not in CausalLM(workload, tmp_path / "one").describe().features
+    bytes_ = replace(workload, model=None)
+    assert "on_the_fly" in CausalLM(bytes_, tmp_path / "two").describe().features
+
+
+@pytest.mark.parametrize("family", tiny.CAUSAL)
+def test_reading_in_pieces_gives_the_same_scores(task: CausalLM, family: str) -> None:
+    assert family in STREAMED
+    model = tiny.build(family).eval()
+    ids = torch.randint(3, tiny.VOCAB, (3, 150), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids.roll(-1, 1)}
+    plain = task.evaluate(model, [batch], EvalPlan())
+    for change in ({}, {"loss_chunks": 5}):
+        streamed = task.evaluate(model, [batch], EvalPlan(stream=True, **change))
+        for name, score in plain.items():
+            assert streamed[name].value == pytest.approx(score.value, rel=1e-5), name
+    rounded = task.evaluate(model, [batch], EvalPlan(stream=True, cache_bits=2))
+    assert rounded["perplexity"].value != pytest.approx(plain["perplexity"].value, rel=1e-5)
+
+
+def test_reading_in_pieces_starts_anew_with_every_batch(task: CausalLM) -> None:
+    model = task.build(LoadPlan(), seed=0)
+    plan = EvalPlan(batch=2, stream=True)
+    batches = task.eval_batches(plan, 16)
+    once = task.evaluate(model, batches, plan)
+    assert task.evaluate(model, batches, plan) == once
+    assert once["perplexity"].value == pytest.approx(
+        task.evaluate(model, batches, EvalPlan(batch=2))["perplexity"].value, rel=1e-5
+    )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from autotune.objectives import text_classification
-from autotune.objectives.rows import Rows, closing_token, encode, usual_length
+from autotune.objectives.confusion import confusion_scores
+from autotune.objectives.rows import Rows, by_length, closing_token, encode, usual_length
 from autotune.objectives.scratch import train_tokenizer
-from autotune.objectives.text_classification import TextClassification, _scores
+from autotune.objectives.text_classification import TextClassification
 
 from autotune.core.errors import DataError
 from autotune.core.workload import Workload
 from autotune.knobs.stages import DataPlan, EvalPlan, LoadPlan, StepPlan
+from autotune.trial.training import PROBE_STEPS
 from tests import tiny_folders
 
 
@@ -116,11 +121,86 @@ def test_too_few_texts_for_a_batch(tmp_path: Path) -> None:
 
 
 def test_scores_of_a_known_confusion() -> None:
-    scores = _scores(np.array([[30, 10], [20, 40]]))
+    scores = confusion_scores(np.array([[30, 10], [20, 40]]))
     assert scores["accuracy"].value == pytest.approx(0.7)
     assert scores["accuracy"].stderr == pytest.approx((0.7 * 0.3 / 100) ** 0.5)
     f1 = (2 * 30 / (2 * 30 + 10 + 20) + 2 * 40 / (2 * 40 + 10 + 20)) / 2
     assert scores["macro_f1"].value == pytest.approx(f1)
     assert scores["macro_f1"].stderr == pytest.approx(0.046, abs=0.01)
-    perfect = _scores(np.array([[5, 0, 0], [0, 5, 0], [0, 0, 0]]))
+    perfect = confusion_scores(np.array([[5, 0, 0], [0, 5, 0], [0, 0, 0]]))
     assert (perfect["accuracy"].value, perfect["macro_f1"].value) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("length", [16, 20, 64])
+@pytest.mark.parametrize("batch", [3, 8, 50])
+def test_batches_by_length_start_with_the_widest(length: int, batch: int) -> None:
+    lengths = np.random.default_rng(1).integers(2, 40, 41)
+    plan = DataPlan(sequence_length=length, global_batch=batch)
+    some = list(itertools.islice(by_length(lengths, plan, 0), 60))
+    widths = [width for _, width in some]
+    widest = min(length, 40)
+    assert widths[:PROBE_STEPS] == [widest] * PROBE_STEPS
+    for places, width in some:
+        assert len(places) == batch
+        longest = min(length, int(lengths[places].max()))
+        assert longest <= width <= widest
+    for places, width in some[PROBE_STEPS:]:
+        longest = min(length, int(lengths[places].max()))
+        assert width - longest < 8
+        assert width % 8 == 0 or width == length
+    in_order = [lengths[places].tolist() for places, _ in some]
+    again = [
+        lengths[places].tolist() for places, _ in itertools.islice(by_length(lengths, plan, 0), 60)
+    ]
+    other = [
+        lengths[places].tolist() for places, _ in itertools.islice(by_length(lengths, plan, 1), 60)
+    ]
+    assert in_order == again != other
+
+
+def test_batches_by_length_hold_every_text_as_often_and_waste_less() -> None:
+    lengths = np.random.default_rng(1).integers(2, 40, 83)
+    plan = DataPlan(sequence_length=40, global_batch=8)
+    some = list(itertools.islice(by_length(lengths, plan, 0), 83))
+    counts = Counter(place for places, _ in some for place in places.tolist())
+    assert set(counts.values()) <= {7, 8, 9}
+    assert sum(counts.values()) == 8 * len(lengths)
+    assert len(counts) == len(lengths)
+    padded = sum(8 * width for _, width in some)
+    assert padded < 0.7 * 8 * 40 * len(some)
+
+
+def test_batches_by_length_are_the_same_texts_and_train_alike(task: TextClassification) -> None:
+    wide = DataPlan(sequence_length=60, global_batch=8)
+    narrow = replace(wide, by_length=True)
+    batches = list(itertools.islice(task.train_batches(narrow, 0), 30))
+    assert {batch["input_ids"].shape[1] for batch in batches[:PROBE_STEPS]} == {60}
+    assert min(batch["input_ids"].shape[1] for batch in batches) < 60
+    assert all("attention_mask" in batch for batch in batches)
+    model = task.build(LoadPlan(), seed=0)
+    narrowest = min(batches, key=lambda batch: batch["input_ids"].shape[1])
+    filled = {
+        name: tensor if name == "labels" else torch.nn.functional.pad(tensor, (0, 20))
+        for name, tensor in narrowest.items()
+    }
+    losses = [task.loss(model, batch, StepPlan()) for batch in (narrowest, filled)]
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("sorted_", [False, True])
+def test_tokens_made_when_needed_are_those_that_were_prepared(
+    task: TextClassification, sorted_: bool
+) -> None:
+    trial = TextClassification(task.workload, task._cache)
+    plan = DataPlan(sequence_length=24, global_batch=4, by_length=sorted_)
+    expected = list(itertools.islice(trial.train_batches(plan, 3), 40))
+    for change in ({"on_the_fly": True}, {"memory_map": True}):
+        alone = TextClassification(task.workload, task._cache)
+        other = itertools.islice(alone.train_batches(replace(plan, **change), 3), 40)
+        for a, b in zip(expected, other, strict=True):
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[name], b[name]) for name in a)
+        held = {name for name in alone._held if name.startswith("train")}
+        assert held == ({"train_ends", "train_labels"} if "on_the_fly" in change else set())
+    assert {"train_ids", "train_ends", "train_labels"} <= trial._held.keys()
+    assert not any(isinstance(array, np.memmap) for array in trial._held.values())
