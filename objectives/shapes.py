@@ -33,7 +33,14 @@ from . import image_classification as image
 from . import seq2seq as pairs
 from . import text_classification as texts
 from .cache import Array, Prepared
-from .encoder_decoder import check_start, output_vocabulary
+from .confusion import METRICS
+from .encoder_decoder import (
+    EXACT_MATCH,
+    PERPLEXITY,
+    TOKEN_ACCURACY,
+    check_start,
+    output_vocabulary,
+)
 from .models import describe_model, longest_sequence
 from .sources import ModelSource, find_model
 from .task import Task, filled
@@ -74,7 +81,7 @@ class CausalLMShapes(causal.CausalLM):
         vocab = config.get_text_config().vocab_size
         rows = _rows(workload)
         random = np.random.default_rng(_SEED)
-        arrays = {
+        arrays: dict[str, Array] = {
             "train": random.integers(vocab, size=rows * (length + 1), dtype=np.int32),
             "train_ends": np.arange(1, rows + 1, dtype=np.int64) * (length + 1),
             "eval": random.integers(
@@ -98,15 +105,16 @@ class TextClassificationShapes(texts.TextClassification):
         source, config = _model(self.workload)
         facts = {
             "source": asdict(source),
-            "classes": list(config.id2label.values()),
+            "classes": list((config.id2label or {}).values()),
             "pad": config.get_text_config().pad_token_id or 0,
             "closing": None,
             "vocab": config.get_text_config().vocab_size,
             "tokenizer": None,
             "teacher": None,
         }
-        config = self._config(source, facts)
-        assert isinstance(config, PreTrainedConfig)
+        sized = self._config(source, facts)
+        assert isinstance(sized, PreTrainedConfig)
+        config = sized
         if self.workload.sequence_length:
             _check_length(self.workload.sequence_length, source, config)
         most = self._most_tokens(source, config)
@@ -123,7 +131,7 @@ class TextClassificationShapes(texts.TextClassification):
         prepared = Prepared(arrays=arrays, facts={**facts, "most": most})
         model, note = describe_model(AutoModelForSequenceClassification, source, config, vocab=0)
         features = ("by_length", "memory_map")
-        return prepared, _facts(workload, model, prepared, texts.METRICS, features, note)
+        return prepared, _facts(workload, model, prepared, METRICS, features, note)
 
 
 class Seq2SeqShapes(pairs.Seq2Seq):
@@ -157,7 +165,7 @@ class Seq2SeqShapes(pairs.Seq2Seq):
         model, note = describe_model(
             AutoModelForSeq2SeqLM, source, config, vocab=output_vocabulary(config)
         )
-        metrics = (pairs.TOKEN_ACCURACY, pairs.EXACT_MATCH, pairs.PERPLEXITY)
+        metrics = (TOKEN_ACCURACY, EXACT_MATCH, PERPLEXITY)
         return prepared, _facts(workload, model, prepared, metrics, pairs.FEATURES, note)
 
 
@@ -168,9 +176,15 @@ class ImageClassificationShapes(image.ImageClassification):
         """Read the model's configuration, and make images of its size; see `Task.look`."""
         source, config = _model(self.workload)
         patches = image._patches(config, source)
-        self._check_length(patches, source)
+        if self.workload.sequence_length not in (0, patches):
+            raise ModelError(
+                f"{source.name} reads an image as {patches} patches, whatever sequence length is "
+                "asked for",
+                where=source.folder,
+                help="leave out --sequence-length",
+            )
         workload = _filled(self.workload, self._defaults(source, BATCHES * 32, patches))
-        classes = list(config.id2label.values())
+        classes = list((config.id2label or {}).values())
         shape = (config.num_channels, config.image_size, config.image_size)
         arrays: dict[str, Array] = {}
         for part, rows in (("train", _rows(workload)), ("eval", workload.eval_examples)):
@@ -188,7 +202,7 @@ class ImageClassificationShapes(image.ImageClassification):
         model, note = describe_model(
             AutoModelForImageClassification, source, self._config(source, facts), vocab=0
         )
-        return prepared, _facts(workload, model, prepared, image.METRICS, image.FEATURES, note)
+        return prepared, _facts(workload, model, prepared, METRICS, image.FEATURES, note)
 
 
 TASKS: Mapping[str, type[Task]] = {
@@ -222,10 +236,16 @@ def _task_of(source: ModelSource, config: PreTrainedConfig) -> str:
         ModelError: If its configuration does not tell.
     """
     names = [str(name) for name in config.architectures or ()]
+    family = config.model_type
+    if family in families.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+        raise ModelError(
+            f"{source.name} hears speech, and how long recordings are is not known without data",
+            where=source.folder,
+            help="--objective speech_recognition --data FOLDER",
+        )
     for ending, task in _HEADS:
         if any(name.endswith(ending) for name in names):
             return task
-    family = config.model_type
     if family in families.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return "seq2seq"
     if family in families.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
@@ -246,10 +266,11 @@ def _task_of(source: ModelSource, config: PreTrainedConfig) -> str:
 def _model(workload: Workload) -> tuple[ModelSource, PreTrainedConfig]:
     """Return the model as if its weights were there, and its configuration."""
     asked = workload.model or ""
-    folder = Path(asked).expanduser()
-    named = folder.exists() or not asked.count("/") <= 1
-    source = find_model(asked if named else _hub_config(asked), trust=workload.trust_remote_code)
-    name = source.name if named else asked
+    local = (
+        Path(asked).expanduser().exists() or asked.startswith((".", "~")) or (asked.count("/") > 1)
+    )
+    source = find_model(asked if local else _hub_config(asked), trust=workload.trust_remote_code)
+    name = source.name if local else asked
     source = replace(source, name=name, pretrained=True, note="")
     return source, source.config()
 

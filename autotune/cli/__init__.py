@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("autotune.cli.run:run", "Search for the best configurations under a memory budget."),
     "resume": ("autotune.cli.resume:resume", "Continue a run where it stopped, or search on."),
+    "estimate": ("autotune.cli.estimate:estimate", "Predict the memory of one configuration."),
     "front": ("autotune.cli.front:front", "Show the trade-off between score and memory."),
     "show": ("autotune.cli.show:show", "Show a run, one trial, or what failed and why."),
     "query": ("autotune.cli.query:query", "Ask the study database in SQL, read-only."),

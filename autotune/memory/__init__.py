@@ -1,1 +1,1 @@
-"""Memory without paying for it: rehearse a trial, simulate its allocator, learn what both miss."""
+"""Memory known before it is spent: rehearsals of trials, and what follows from them."""

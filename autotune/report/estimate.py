@@ -11,7 +11,7 @@ from rich.text import Text
 from autotune.core.context import Device
 from autotune.core.domains import Value
 from autotune.core.knob import Numerics
-from autotune.core.units import GIB, format_gib, gib
+from autotune.core.units import GIB, format_gb, format_gib, gib
 from autotune.core.workload import WorkloadFacts
 from autotune.estimate import Saving, Verdict
 from autotune.knobs import BUILTIN
@@ -76,6 +76,7 @@ class BudgetDocument(TypedDict):
     spare_gib: float
     largest_micro_batch: int | None
     largest_accumulation: int | None
+    tried: int
     savings: Sequence[SavingDocument]
 
 
@@ -302,7 +303,8 @@ def _next(verdict: Verdict | None, device: Device) -> Listing:
         lines.append((f"--set {best.knob.name}={best.value}", "the same estimate with it"))
     if device.kind == "cpu":
         lines.append(("--device A100-80GB", "the same for a device that is not here"))
-    lines.append(("autotune run --budget 16GB", "search for what trains best within it"))
+    size = "16GB" if verdict is None else format_gb(verdict.budget.total_bytes).replace(" ", "")
+    lines.append((f"autotune run --budget {size}", "search for what trains best within it"))
     return Listing("Next", lines)
 
 
@@ -316,6 +318,7 @@ def _budget_document(verdict: Verdict) -> BudgetDocument:
         "spare_gib": verdict.spare_bytes / GIB,
         "largest_micro_batch": largest.micro_batch if largest else None,
         "largest_accumulation": largest.accumulation if largest else None,
+        "tried": verdict.tried,
         "savings": [
             {
                 "knob": saving.knob.name,

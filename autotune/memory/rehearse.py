@@ -1,0 +1,208 @@
+"""A trial without running it: the same code on fake tensors, every live storage counted.
+
+There are no formulas here. `trial/lifecycle.py` runs as it always does, on stand-ins for weights
+and data (`memory/stand_ins.py`): two steps, of which the first makes the optimizer's states, and
+one batch of the evaluation. What an operator would allocate, fake tensors know; when it is freed,
+Python and autograd decide as they always do.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+from autotune.core.errors import AutotuneError
+from autotune.core.outcome import ANATOMY_PARTS, Peak, PeakKind, Phase
+from autotune.memory.fake_device import NoFakeDevice, install
+from autotune.memory.rehearsal import CannotRehearse, Rehearsal
+from autotune.memory.stand_ins import CUDA_UNIT, FakeStandIns, Followed, surroundings
+from autotune.trial.anatomy import Allocation, LiveStorages
+from autotune.trial.lifecycle import run_trial
+from autotune.trial.progress import Progress
+from autotune.trial.spec import TrialSpec
+
+_UNTRACEABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+def rehearse(spec: TrialSpec, *, semantics: str | None = None, record: bool = False) -> Rehearsal:
+    """Find out the memory of a trial.
+
+    With CUDA semantics on a machine without CUDA, the process must not have done a backward pass
+    before the first rehearsal; `memory/rehearsal_worker.py` has one that has not.
+
+    Args:
+        spec: The trial. Its evaluation is rehearsed, too, unless it is a probe.
+        semantics: `"cpu"` or `"cuda"`; that of the spec's device by default.
+        record: Whether the events of a steady step are kept.
+
+    Returns:
+        Its peaks and their anatomy.
+
+    Raises:
+        CannotRehearse: If the trial does something that fake tensors cannot follow.
+        AutotuneError: What the trial itself raises, such as for a model that cannot be loaded.
+    """
+    semantics = semantics or spec.device.kind
+    began = time.process_time()
+    kind, note = _stand_in_device(semantics)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    storages = Followed(kind, unit=CUDA_UNIT if semantics == "cuda" else 1)
+    meter = RehearsalMeter(storages, record=record)
+    progress = Progress(meter=meter, report=_unheard)
+    stand_ins = FakeStandIns(storages, counts_batches=semantics == "cuda")
+    here = replace(spec, device=replace(spec.device, kind=kind, index=0))
+    on_cuda = semantics == "cuda"
+    with _no_collections(), mode, storages, surroundings(storages, cuda=on_cuda):
+        failure = _attempt(lambda: run_trial(here, progress, stand_ins))
+    if failure is not None:
+        trained = Phase.STEADY in meter.found or spec.facts.workload.steps == 1
+        if not trained or spec.facts.workload.purpose == "inference":
+            raise failure
+        note = " ".join(filter(None, (note, f"The evaluation is not counted: {failure.message}.")))
+    return _rehearsal(meter, progress, spec, seconds=time.process_time() - began, note=note)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The peak of one step, or of one evaluation."""
+
+    bytes: int
+    within: str
+    operator: str
+    parts: dict[str, int]
+    events: tuple[Allocation, ...]
+
+
+class RehearsalMeter:
+    """Reads peaks off the storages that are followed; see `trial.measure.Meter`.
+
+    Args:
+        storages: What is followed.
+        record: Whether the events of the steady step are kept.
+
+    Attributes:
+        found: The peak of each phase.
+    """
+
+    context_bytes = 0
+
+    def __init__(self, storages: LiveStorages, *, record: bool) -> None:
+        self.found: dict[Phase, Found] = {}
+        self._storages = storages
+        self._record = record
+
+    def load(self) -> nullcontext[None]:
+        """Measure nothing: how a model is loaded depends on its files."""
+        return nullcontext()
+
+    @contextmanager
+    def instrument(self, phase: Phase, index: int, held: Callable[[], int]) -> Iterator[None]:
+        """Find the peak of a step, or of an evaluation."""
+        gc.collect()
+        storages = self._storages
+        storages.enter("forward")
+        storages.restart(record=self._record and phase is Phase.STEADY)
+        yield
+        self.found[phase] = Found(
+            bytes=storages.peak_bytes,
+            within=storages.peak_phase,
+            operator=storages.peak_operator,
+            parts=storages.peak_parts,
+            events=tuple(storages.events or ()),
+        )
+
+    def peaks(self) -> tuple[Peak, ...]:
+        """Return the peak of each phase so far."""
+        return tuple(
+            Peak(phase=phase, kind=PeakKind.ALLOCATED, bytes=found.bytes)
+            for phase, found in self.found.items()
+        )
+
+
+def _stand_in_device(semantics: str) -> tuple[str, str]:
+    """Return the kind of device that fakes are on, and what a reader should know of it."""
+    if semantics != "cuda":
+        return "cpu", ""
+    try:
+        install()
+    except NoFakeDevice as error:
+        return "cpu", (
+            f"CPU tensors with the attention kernels of CUDA stand in for CUDA tensors: {error}."
+        )
+    return "cuda", ""
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Leave collecting to the beginning of each step: walking over a graph of fakes takes long."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _attempt(run: Callable[[], object]) -> CannotRehearse | None:
+    """Run a trial on stand-ins; return what it could not do.
+
+    Raises:
+        AutotuneError: What is wrong with the trial itself, and not with rehearsing it.
+    """
+    try:
+        run()
+    except CannotRehearse as error:
+        return error
+    except AutotuneError:
+        raise
+    except _UNTRACEABLE as error:
+        return CannotRehearse(f"an operator cannot be followed without values: {error}")
+    except Exception as error:  # noqa: BLE001  what a plug-in does on fakes cannot be foreseen
+        traceback.print_exc()
+        return CannotRehearse(f"the rehearsal failed with {type(error).__name__}: {error}")
+    return None
+
+
+def _rehearsal(
+    meter: RehearsalMeter, progress: Progress, spec: TrialSpec, *, seconds: float, note: str
+) -> Rehearsal:
+    found = meter.found
+    if spec.facts.workload.purpose == "inference":
+        found = {Phase.EVALUATE: found[Phase.EVALUATE]}
+    phase = max(found, key=lambda phase: found[phase].bytes)
+    shown = found.get(Phase.STEADY, found[phase])
+    return Rehearsal(
+        peak_bytes=found[phase].bytes,
+        phase=str(phase),
+        within=found[phase].within,
+        operator=found[phase].operator,
+        anatomy={part: shown.parts.get(part, 0) for part in ANATOMY_PARTS},
+        peaks={str(phase): found.bytes for phase, found in meter.found.items()},
+        parameters=progress.parameters,
+        trained_parameters=progress.trained_parameters,
+        events=tuple((event.storage, event.bytes) for event in shown.events),
+        seconds=round(seconds, 4),
+        note=note,
+    )
+
+
+def _unheard(kind: str, data: dict[str, object]) -> None:
+    """Take reports that nobody waits for."""
