@@ -1,4 +1,4 @@
-"""What documents show of recorded runs, computed. `python -m tests.recorded` writes it into README.
+"""What documents show of recorded runs, computed. `python -m tests.recorded` writes it into them.
 
 A block between `<!-- recorded: NAME -->` and `<!-- end -->` is never typed by hand: it is what the
 program prints of a file under `results/reference/`. `tests/unit/test_readme.py` compares.
@@ -16,6 +16,10 @@ from pathlib import Path
 from unittest import mock
 
 from autotune.__main__ import main
+from autotune.core.record import TrialRecord
+from autotune.knobs import BUILTIN
+from autotune.report.knobs import knob_guide
+from autotune.storage.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -48,9 +52,53 @@ def overhead_sentence() -> str:
     )
 
 
+def compressed_sentence() -> str:
+    """Say what the recorded search of the LSTM classifier found, against its baseline."""
+    run = Run.open("lstm", results=REFERENCE)
+    first = run.records[0]
+    best, score, peak, seconds = compressed(run)
+    return (
+        f"The same for a recurrent classifier, `autotune run --budget 2GB --model lstm --space "
+        f"compress --trials {len(run)}`: {best.config.describe(BUILTIN)} reaches {run.metric.name} "
+        f"{best.outcome.scores[run.metric.name].value:.3f} where the baseline has "
+        f"{first.outcome.scores[run.metric.name].value:.3f} ({score:+.3f}), with {-peak:.0%} less "
+        f"memory and {-seconds:.0%} less time for the same texts "
+        "(recorded in `results/reference/lstm`).\n"
+    )
+
+
+def compressed(run: Run) -> tuple[TrialRecord, float, float, float]:
+    """Return the leanest trial within one point of the baseline's score, and what it changed.
+
+    Returns:
+        The trial, the difference of scores, and those of peak and of time per token, as shares.
+    """
+    name, first = run.metric.name, run.records[0].outcome
+    goal = first.scores[name].value - 0.01
+    near = [r for r in run.records if r.score(run.metric) and r.score(run.metric).value >= goal]
+    best = min(near, key=lambda r: r.outcome.measurement.peak_bytes)
+    new, old = best.outcome.measurement, first.measurement
+    return (
+        best,
+        best.outcome.scores[name].value - first.scores[name].value,
+        new.peak_bytes / old.peak_bytes - 1,
+        old.throughput / new.throughput - 1,
+    )
+
+
+GUIDE = ROOT / "autotune" / "guide" / "knobs.md"
+
+
+def knob_guide_page() -> str:
+    """Return the guide's page of knobs, from the recorded check of all of them."""
+    document = json.loads((REFERENCE / "knobs-cpu.json").read_text())
+    return knob_guide(document, BUILTIN)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     f"autotune show {RUN}": show_run,
     "overhead": overhead_sentence,
+    "compressed": compressed_sentence,
 }
 
 
@@ -64,3 +112,5 @@ def refresh(text: str) -> str:
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     readme.write_text(refresh(readme.read_text()))
+    GUIDE.parent.mkdir(exist_ok=True)
+    GUIDE.write_text(knob_guide_page())

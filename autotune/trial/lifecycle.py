@@ -9,7 +9,7 @@ the same stages with stand-ins for weights and data.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +75,8 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
     """
     workload, config = spec.facts.workload, spec.config
     objective = load_objective(workload.objective)(workload, Path(spec.cache))
+    if stand_ins is not None:
+        objective = stand_ins.objective(objective)
     device = torch.device(spec.device.label)
 
     data = DataPlan(sequence_length=workload.sequence_length, global_batch=workload.global_batch)
@@ -84,8 +86,7 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
         asked = LoadPlan(shapes_only=stand_ins is not None)
         load = run_stage(LOAD, asked, BUILTIN, config)
         model = objective.build(load, workload.seed)
-        state = adaptation(objective, model, data, workload, stand_ins)
-        state = run_stage(ADAPT, state, BUILTIN, config)
+        state = run_stage(ADAPT, adaptation(objective, model, data, workload), BUILTIN, config)
         model = place(state.model, device, mapped=load.memory_map)
         model = run_stage(PARALLELISE, model, BUILTIN, config)
     optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, config)
@@ -120,10 +121,9 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
     streamed = workload.purpose == "inference" and "stream" in spec.facts.features
     plan = run_stage(EVALUATE, EvalPlan(batch=data.global_batch, stream=streamed), BUILTIN, config)
     batches = objective.eval_batches(plan, workload.sequence_length)
-    sample = batches[:1] if stand_ins is None else [stand_ins.batch(batches[0])]
     for index in range(1 if stand_ins is not None else INSTRUMENTED_EVALUATIONS):
         with progress.meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(model)):
-            evaluate(objective, model, sample, plan, device)
+            evaluate(objective, model, batches[:1], plan, device)
     if spec.probe or stand_ins is not None:
         return Completed(measurement=progress.measurement())
     scores = evaluate(objective, model, batches, plan, device)
@@ -144,11 +144,7 @@ def evaluate(
 
 
 def adaptation(
-    objective: Objective,
-    model: nn.Module,
-    data: DataPlan,
-    workload: Workload,
-    stand_ins: StandIns | None = None,
+    objective: Objective, model: nn.Module, data: DataPlan, workload: Workload
 ) -> Adaptation:
     """Return what adapting a model starts from: itself, some data, and the teacher if one is named.
 
@@ -160,18 +156,10 @@ def adaptation(
         few = replace(data, global_batch=min(SAMPLE_SEQUENCES, data.global_batch))
         batches = objective.train_batches(few, workload.seed + 1)
         for batch in itertools.islice(batches, SAMPLE_BATCHES):
-            some = batch if stand_ins is None else stand_ins.batch(batch)
-            yield objective.loss(measured, some, StepPlan())
+            yield objective.loss(measured, batch, StepPlan())
 
     named = getattr(objective, "build_teacher", None) if workload.teacher else None
-    if stand_ins is not None:
-        model = stand_ins.model(model)
-        named = _stood_in(named, stand_ins) if named is not None else None
     return Adaptation(model=model, losses=losses, named_teacher=named)
-
-
-def _stood_in(build: Callable[[], nn.Module], stand_ins: StandIns) -> Callable[[], nn.Module]:
-    return lambda: stand_ins.model(build())
 
 
 def place(model: nn.Module, device: torch.device, *, mapped: bool = False) -> nn.Module:

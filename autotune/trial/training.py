@@ -7,6 +7,7 @@ a rehearsal: two steps, of which nothing is kept but who held memory when.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +43,8 @@ class StandIns(Protocol):
     storages: LiveStorages
     """Follows every storage, from the first one on."""
 
-    def model(self, model: nn.Module) -> nn.Module:
-        """Return a model as the objective built it, with stand-ins for its weights."""
-
-    def batch(self, batch: Batch) -> Batch:
-        """Return stand-ins for a batch."""
+    def objective(self, objective: Objective) -> Objective:
+        """Return the same objective, but for its models and batches, which are stand-ins."""
 
 
 class LossDiverged(Exception):
@@ -102,12 +100,13 @@ def train(
     whole = max(1, workload.steps * workload.global_batch // data.global_batch)
     steps = min(PROBE_STEPS, whole) if spec.probe else whole
     first = FIRST_STEPS
+    batches = training.objective.train_batches(data, workload.seed)
     if stand_ins is not None:
         steps, first = min(REHEARSED_STEPS, whole), REHEARSED_STEPS - 1
         training = replace(training, plan=_few_micro_batches(plan))
+        batches = _measured(batches)
     device = torch.device(spec.device.label)
     rates = schedule(training.optimizer, whole)
-    batches = training.objective.train_batches(data, workload.seed)
     progress.tokens_per_step = data.global_batch * data.sequence_length
     for step in range(steps):
         phase = Phase.FIRST if step < first else Phase.STEADY
@@ -117,7 +116,7 @@ def train(
             progress.tokens_per_step = batch["input_ids"].numel()
         began = time.perf_counter()
         if stand_ins is not None:
-            few = stand_ins.batch(_first_rows(batch, plan))
+            few = _first_rows(batch, plan)
             with progress.meter.instrument(phase, step, lambda: training.held):
                 loss = labelled_step(training, few, device, stand_ins.storages)
         elif step == MEASURED_STEPS:
@@ -175,6 +174,15 @@ def _labels(training: Training, storages: LiveStorages) -> Iterator[None]:
         storages.adopt((*teacher.parameters(), *teacher.buffers()), "weights")
     with label_step(storages, training.model, training.optimizer):
         yield
+
+
+def _measured(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batch of the first step and that of the first steady one, which are measured.
+
+    Batches are alike in shape, but a model may find that one of them is not padded.
+    """
+    yield next(batches)
+    yield from itertools.islice(batches, FIRST_STEPS - 1, None)
 
 
 def _few_micro_batches(plan: StepPlan) -> StepPlan:

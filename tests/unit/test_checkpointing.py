@@ -153,10 +153,10 @@ def test_a_model_without_norms_is_told_so() -> None:
 @pytest.mark.parametrize(
     ("knob", "value", "config", "family", "sentence"),
     [
-        (CHECKPOINTING, "full", {}, "lstm", "an LSTM has no blocks"),
+        (CHECKPOINTING, "full", {}, "lstm", "a recurrent model has no blocks"),
         (CHECKPOINTING, "selective", {"attention": "flex"}, "llama", "set checkpointing to full"),
         (RECOMPUTE_NORMS, "yes", {"checkpointing": "full"}, "llama", "set recompute.norms to no"),
-        (RECOMPUTE_NORMS, "yes", {}, "lstm", "an LSTM has no norms"),
+        (RECOMPUTE_NORMS, "yes", {}, "lstm", "a recurrent model has no norms"),
         (RECOMPUTE_NORMS, "yes", {}, "gpt2", "fused and keep their input only"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autotune.core.knob import Knob, run_stage
-from autotune.knobs.stages import ADAPT
+from autotune.knobs.stages import ADAPT, Adaptation
 from tests import tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +29,14 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_the_knob_does_what_it_says(recipe: types.ModuleType) -> None:
-    knob = recipe.FREEZE_EMBEDDINGS
+    knob = recipe.FREEZE_NORMS
     assert isinstance(knob, Knob)
     model = tiny_models.build("bert")
     total = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    model = run_stage(ADAPT, model, (knob,), {knob.name: "on"})
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    state = run_stage(ADAPT, Adaptation(model=model), (knob,), {knob.name: "yes"})
+    trained = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     assert 0 < trained < total
-    assert not model.get_input_embeddings().weight.requires_grad
-    assert knob.show("on") == "embeddings frozen"
+    norms = [m for m in state.model.modules() if type(m).__name__ == "LayerNorm"]
+    assert norms
+    assert not any(p.requires_grad for norm in norms for p in norm.parameters())
+    assert knob.show("yes") == "norms frozen"

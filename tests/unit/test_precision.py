@@ -229,7 +229,7 @@ SLOW, FAST = Device(kind="cpu"), Device(kind="cpu", bf16=True)
         (ATTENTION, "flash", NEW, {"precision": "bf16"}, "t5", "no flash attention for models"),
         (ATTENTION, "flex", NEW, {}, "gpt2", "no flex attention for models"),
         (ATTENTION, "flex", NEW, {}, "llama", None),
-        (ATTENTION, "eager", FAST, {}, "lstm", "an LSTM has no attention"),
+        (ATTENTION, "eager", FAST, {}, "lstm", "a recurrent model has no attention"),
         (FLOAT8, "yes", FAST, {}, "llama", "a CPU has no instructions"),
         (FLOAT8, "yes", NEW, {}, "llama", "float8 products need 8.9"),
         (FLOAT8, "yes", HOPPER, {}, "gpt2", "no plain linear layers"),

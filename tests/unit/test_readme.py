@@ -16,7 +16,17 @@ from autotune.__main__ import main
 from autotune.plan import Settings
 from autotune.runners.replay import ReplayRunner
 from autotune.storage.run import Run
-from tests.recorded import BLOCK, BLOCKS, REFERENCE, ROOT, RUN, refresh
+from tests.recorded import (
+    BLOCK,
+    BLOCKS,
+    GUIDE,
+    REFERENCE,
+    ROOT,
+    RUN,
+    compressed,
+    knob_guide_page,
+    refresh,
+)
 
 README = (ROOT / "README.md").read_text()
 
@@ -82,3 +92,14 @@ def test_make_targets_exist() -> None:
 @pytest.mark.parametrize("path", re.findall(r"`((?:autotune|objectives|tests)/[\w/.]+)`", README))
 def test_paths_exist(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def test_the_guide_of_knobs_is_what_the_recorded_check_says() -> None:
+    assert GUIDE.read_text() == knob_guide_page(), "python -m tests.recorded writes it anew"
+
+
+def test_the_recorded_search_of_the_lstm_keeps_what_compression_promises() -> None:
+    _, score, peak, seconds = compressed(Run.open("lstm", results=REFERENCE))
+    assert score >= -0.01
+    assert peak <= -0.6
+    assert seconds <= -0.4

@@ -21,7 +21,8 @@ from autotune.core.knob import Knob
 from autotune.core.rules import RULES, Rule
 
 LISTING = "autotune spaces knobs"
-_MOST_TO_COUNT = 200_000
+MOST_TO_COUNT = 200_000
+"""Combinations beyond which legal ones are not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,12 @@ class Space:
                 if reasons <= against:
                     config, against = changed, reasons
                     break
+        for name in names if against else ():  # give up leanness where that is what stands against
+            for value in self._leanest_first(name):
+                changed = self.with_value(config, name, value)
+                reasons = len(self.reasons(changed, context))
+                if reasons < against:
+                    config, against = changed, reasons
         return config
 
     def _leanest_first(self, name: str) -> list[Value]:
@@ -158,7 +165,7 @@ class Space:
 
     def count(self, context: Context) -> int | None:
         """Return the number of legal configurations; None if it cannot be counted quickly."""
-        if self.size is None or self.size > _MOST_TO_COUNT:
+        if self.size is None or self.size > MOST_TO_COUNT:
             return None
         return sum(1 for _ in self._legal_values(context))
 
