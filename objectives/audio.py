@@ -18,6 +18,7 @@ from autotune.core.errors import DataError
 
 from .columns import held_out
 from .files import Splits, Table
+from .limits import held_apart
 from .pairs import column, spelled
 
 FILE_NAMES = ("file", "file_name", "filename", "path", "audio", "wav", "recording")
@@ -95,8 +96,8 @@ def split_recordings(splits: Splits, text: str | None) -> tuple[Recordings, Reco
         DataError: If a column is missing, or a file is.
     """
     train = _recordings(splits.train, text)
-    training, held = held_out(len(train))
     if splits.validation is None:
+        training, held = held_apart(len(train), "recordings", splits.train.where)
         return train.pick(training), train.pick(held)
     validation = _recordings(splits.validation, text)
     later, first = held_out(len(validation))

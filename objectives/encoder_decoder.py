@@ -141,7 +141,8 @@ def check_start(config: PreTrainedConfig, source: ModelSource) -> None:
             where=source.folder,
             help="give an encoder-decoder such as T5, BART or Marian with --model",
         )
-    if config.decoder_start_token_id is None and family not in _OWN_START:
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None and family not in _OWN_START:
         raise ModelError(
             f"{source.name} does not say which token its decoder starts with",
             where=source.folder,

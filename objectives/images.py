@@ -21,6 +21,7 @@ from autotune.core.errors import DataError, MissingLibrary
 
 from .columns import held_out
 from .files import VALIDATION_NAMES
+from .limits import held_apart
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PILLOW_INSTALL = "pip install 'autotune-memory[images]'"
@@ -143,8 +144,8 @@ def class_names(splits: PictureSplits) -> list[str]:
 
 
 def _split(train: Pictures, held: Pictures | None, where: str) -> PictureSplits:
-    training, places = held_out(len(train))
     if held is None:
+        training, places = held_apart(len(train), "images", where)
         return PictureSplits(train=train.pick(training), held=train.pick(places), where=where)
     later, first = held_out(len(held))
     return PictureSplits(train=train, held=held.pick(first + later), where=where)

@@ -1,10 +1,11 @@
-"""What some objectives do not carry out, said when a run is described."""
+"""What some objectives do not carry out or cannot do with, said when a run is described."""
 
 from __future__ import annotations
 
-from autotune.core.errors import ModelError
+from autotune.core.errors import DataError, ModelError
 from autotune.core.workload import Workload
 
+from .columns import held_out
 from .sources import ModelSource
 
 
@@ -40,3 +41,24 @@ def check_fixed_length(workload: Workload, length: int, unit: str, source: Model
             where=source.folder,
             help="leave training.sequence_length out of the space file",
         )
+
+
+def held_apart(count: int, unit: str, where: str) -> tuple[list[int], list[int]]:
+    """Split places as `columns.held_out` does, into some to train on and some to evaluate on.
+
+    Args:
+        count: How many there are.
+        unit: What they are called, for messages: `"images"`.
+        where: File or folder of the data.
+
+    Raises:
+        DataError: If there are too few for both.
+    """
+    if count < 2:
+        raise DataError(
+            f"there are too few {unit}: {count}, of which some would have to be for training and "
+            "others for evaluation",
+            where=where,
+            help="bring more data",
+        )
+    return held_out(count)

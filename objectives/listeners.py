@@ -97,7 +97,8 @@ def listener_in(source: ModelSource, train: Recordings, held: Recordings) -> Lis
     config = source.config()
     _check_family(config, source)
     tokenizer = source.tokenizer()
-    end, start, pad = tokenizer.eos_token_id, config.decoder_start_token_id, config.pad_token_id
+    start = getattr(config, "decoder_start_token_id", None)
+    end, pad = tokenizer.eos_token_id, config.pad_token_id
     if not isinstance(end, int) or not isinstance(start, int):
         raise ModelError(
             f"{source.name} does not say with which token a transcript starts and ends",

@@ -11,6 +11,7 @@ from autotune.core.errors import DataError
 
 from .columns import held_out
 from .files import Splits, Table
+from .limits import held_apart
 
 SOURCE_NAMES = ("source", "input", "text", "question", "document", "article")
 TARGET_NAMES = ("target", "output", "label", "answer", "summary", "translation", "highlights")
@@ -51,8 +52,8 @@ def split_pairs(splits: Splits, source: str | None, target: str | None) -> tuple
         DataError: If a column is missing or holds something else.
     """
     train = _pairs(splits.train, source, target)
-    training, held = held_out(len(train))
     if splits.validation is None:
+        training, held = held_apart(len(train), "pairs", splits.train.where)
         return train.pick(training), train.pick(held)
     validation = _pairs(splits.validation, source, target)
     later, first = held_out(len(validation))

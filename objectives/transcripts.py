@@ -66,11 +66,17 @@ def spell_letters(transcripts: Sequence[str], letters: str) -> Spelled:
 
 
 def starting_tokens(tokenizer: PreTrainedTokenizerBase, start: int) -> list[int]:
-    """Return what the decoder starts with: the start token, and what names language and task."""
-    special = set(tokenizer.all_special_ids)
-    ids = [int(token) for token in tokenizer("a")["input_ids"]]
-    first = next((place for place, token in enumerate(ids) if token not in special), 0)
-    leading = ids[:first]
+    """Return what the decoder starts with: the start token, and what names language and task.
+
+    Args:
+        tokenizer: Of the model, which puts that in front of a transcript.
+        start: The start token.
+    """
+    bare, whole = (
+        [int(token) for token in tokenizer("a", add_special_tokens=added)["input_ids"]]
+        for added in (False, True)
+    )
+    leading = whole[: next((n for n in range(len(whole)) if whole[n:][: len(bare)] == bare), 0)]
     return leading if leading[:1] == [start] else [start, *leading]
 
 

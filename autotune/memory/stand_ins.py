@@ -87,8 +87,7 @@ class FakeStandIns:
 
     def objective(self, objective: Objective) -> Objective:
         """Return the same objective, but for its models and batches, which are stand-ins."""
-        stood_in: Objective = _StoodIn(objective, self)  # type: ignore[assignment]  # by delegation
-        return stood_in
+        return _StoodIn(objective, self)
 
     def model(self, model: nn.Module) -> nn.Module:
         """Give a model, on whatever device it was built, weights that are fakes on the CPU."""

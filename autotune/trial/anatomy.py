@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 _PART_OF_PHASE = {"forward": "activations", "backward": "other", "optimizer": "other"}
+_DEVICE = torch.ops.prim.device.default
 _PLAIN = frozenset({Tensor, nn.Parameter, FakeTensor})
 
 
@@ -157,8 +158,10 @@ class LiveStorages(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.ops.prim.device.default:
-            return func(*args)  # asked for on every use of a fake tensor's device
+        if func is _DEVICE:  # asked for several times in every operator on fakes
+            fake = args[0]
+            in_kernel = fake.fake_mode.in_kernel_invocation
+            return func(*args) if in_kernel else fake.fake_device
         if any(kind not in _PLAIN and hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # let the subclass take itself apart first
         if self._pending is not None:

@@ -17,10 +17,10 @@ from autotune.core.workload import Workload
 from autotune.runners.devices import cpu_device
 from autotune.trial import worker
 from autotune.trial.lifecycle import run_trial
-from autotune.trial.training import PROBE_STEPS, LossDiverged
 from autotune.trial.measure import MEASURED_STEPS, CpuMeter
 from autotune.trial.progress import Progress
 from autotune.trial.spec import TrialSpec
+from autotune.trial.training import PROBE_STEPS, LossDiverged
 from tests.integration.troubled import Troubled
 
 OBJECTIVE = "tests.integration.troubled:Troubled"

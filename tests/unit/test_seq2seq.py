@@ -254,7 +254,12 @@ def test_a_family_that_is_not_known_is_not_computed_in_pieces() -> None:
 def test_an_encoder_decoder_of_another_family_is_trained(tmp_path: Path) -> None:
     data = tiny_objectives.write_pairs(tmp_path / "pairs.jsonl")
     model = tiny_objectives.save(tmp_path / "bart", AutoModelForSeq2SeqLM, tiny_objectives.bart())
-    task = described(tmp_path, model=str(model), data=str(data), **SMALL)
+    task = Seq2Seq(
+        Workload(objective="seq2seq", model=str(model), data=str(data), **SMALL), tmp_path
+    )
+    found = task.describe().model
+    assert (found.family, found.layers, found.heads, found.kv_heads) == ("bart", 2, 4, 4)
+    assert (found.hidden, found.ffn, found.tied) == (32, 64, True)
     losses = train(task, 8, 3e-3)
     assert losses[-1] < losses[0]
     scores = task.evaluate(task.model, task.eval_batches(EvalPlan(batch=4), 48), EvalPlan(batch=4))

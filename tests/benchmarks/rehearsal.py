@@ -1,0 +1,352 @@
+"""Rehearsed peaks beside measured ones, and what a rehearsal costs.
+
+Three parts, each in one run on one machine:
+
+- exactness: models times configurations, each rehearsed and then trained for real on the CPU in a
+  process of its own; the error of every phase's peak against the allocator's own record;
+- speed: CPU seconds of rehearsals of GPT-2 small, each of another structure, beside torch's own
+  `MemTracker` on the same model and steps;
+- size: a Llama of 70 billion parameters, its seconds and the resident set of the process.
+
+    python -m tests.benchmarks.rehearsal --json results/reference/rehearsal.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autotune.core.config import Config
+from autotune.core.context import Device
+from autotune.core.domains import Value
+from autotune.core.outcome import Completed, Measurement, PeakKind, Phase, outcome_from_json
+from autotune.core.space import parse_space
+from autotune.core.workload import Workload, WorkloadFacts
+from autotune.knobs import BUILTIN
+from autotune.memory.rehearsal import CannotRehearse, Rehearsal
+from autotune.memory.rehearsal_worker import RehearsalWorker
+from autotune.plan import context_of
+from autotune.runners.devices import cpu_device, library_versions
+from autotune.runners.local import LocalRunner
+from autotune.trial.spec import TrialSpec
+
+PHASES = (Phase.FIRST, Phase.STEADY, Phase.EVALUATE)
+STEPS = 5
+
+_LLAMA = {
+    "hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "intermediate_size": 512, "vocab_size": 8000, "max_position_embeddings": 512,
+    "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": 0,
+}  # fmt: skip
+_GPT2 = {
+    "n_embd": 192, "n_layer": 3, "n_head": 4, "vocab_size": 8000, "n_positions": 512,
+    "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+_BERT = {
+    "hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 768, "vocab_size": 8000, "max_position_embeddings": 256, "pad_token_id": 0,
+}  # fmt: skip
+
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": ("causal_lm", "gpt2", _GPT2),
+    "llama": ("causal_lm", "llama", _LLAMA),
+    "qwen2": ("causal_lm", "qwen2", {**_LLAMA, "tie_word_embeddings": True}),
+    "bert": ("text_classification", "bert", _BERT),
+}
+"""Name, objective, family, and entries of the configuration."""
+
+CONFIGS: tuple[dict[str, Value], ...] = (
+    {},
+    {"precision": "bf16"},
+    {"attention": "eager"},
+    {"checkpointing": "full"},
+    {"checkpointing": "every_other", "precision": "bf16"},
+    {"accumulation": 4},
+    {"loss_chunks": 4},
+    {"loss_chunks": 16, "checkpointing": "full"},
+    {"optimizer": "adafactor"},
+    {"optimizer": "lion", "precision": "bf16"},
+    {"optimizer": "sgd"},
+    {"optimizer.bits": 8},
+    {"optimizer": "lion", "optimizer.bits": 8, "accumulation": 2},
+    {"prune.ffn": 0.5},
+    {"prune.heads": 0.5, "precision": "bf16"},
+    {"prune.ffn": 0.75, "prune.heads": 0.5, "checkpointing": "full", "optimizer": "sgd"},
+)
+
+SMALL = {"n_embd": 768, "n_layer": 12, "n_head": 12, "bos_token_id": 0, "eos_token_id": 0}
+LARGE = {
+    **_LLAMA, "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "intermediate_size": 28672, "vocab_size": 128256,
+    "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def write_model(folder: Path, family: str, entries: Mapping[str, Any]) -> Path:
+    """Write a configuration and a tokenizer, and no weights."""
+    from transformers import AutoConfig
+
+    from tests.tiny_folders import byte_tokenizer
+
+    AutoConfig.for_model(family, **entries).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def describe(
+    runner: LocalRunner, folder: Path, name: str, batch: int, tokens: int
+) -> WorkloadFacts:
+    """Have the objective of a model look at it."""
+    objective, family, entries = MODELS.get(name) or EXTRA[name]
+    model = write_model(folder / name, family, entries)
+    workload = Workload(
+        objective=objective,
+        model=str(model),
+        steps=STEPS,
+        global_batch=batch,
+        sequence_length=tokens,
+        eval_examples=batch,
+    )
+    return runner.describe(workload, folder / "cache")
+
+
+EXTRA: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2-small": ("causal_lm", "gpt2", SMALL),
+    "llama-70b": ("causal_lm", "llama", LARGE),
+}
+
+
+def make_spec(facts: WorkloadFacts, folder: Path, config: Mapping[str, Value]) -> TrialSpec:
+    """Return a trial on one thread of the CPU."""
+    device = cpu_device()
+    return TrialSpec(
+        number=0,
+        config=dict(config),
+        facts=facts,
+        device=device,
+        threads=1,
+        limit_bytes=device.total_bytes,
+        limit_seconds=1200,
+        cache=str(folder / "cache"),
+        log=str(folder / "log.txt"),
+    )
+
+
+def legal(facts: WorkloadFacts) -> Iterator[dict[str, Value]]:
+    """Yield the configurations of the table that the knobs allow for a model."""
+    lines = "".join(f"  {knob.name}: {list(knob.domain.grid())}\n" for knob in BUILTIN)
+    space = parse_space(f"summary: every value\nknobs:\n{lines}", "every value", BUILTIN)
+    context = context_of(facts, cpu_device())
+    for config in CONFIGS:
+        if not space.reasons(Config(config, BUILTIN), context):
+            yield config
+
+
+def measure(runner: LocalRunner, spec: TrialSpec) -> Measurement:
+    """Train for real, in a process of its own."""
+    runner.submit(spec)
+    while (event := runner.next()) is not None:
+        if event.kind == "outcome":
+            outcome = outcome_from_json(event.data)
+            if not isinstance(outcome, Completed):
+                raise SystemExit(f"{spec.config} {outcome.summary}; see {spec.log}")
+            return outcome.measurement
+    raise SystemExit("the trial ended without an outcome")
+
+
+def errors(rehearsed: Rehearsal, measured: Measurement) -> dict[str, float]:
+    """Return the relative error of each phase's peak."""
+    return {
+        str(phase): rehearsed.peaks[phase] / measured.peak(PeakKind.ALLOCATED, phase) - 1
+        for phase in PHASES
+    }
+
+
+def exactness(folder: Path, models: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """Rehearse and measure; one row for each combination, printed as it is done."""
+    rows: list[dict[str, Any]] = []
+    runner = LocalRunner(slots=1)
+    print(f"{'model':<8}{'configuration':<52}{'rehearsed':>12}{'measured':>12}{'error':>10}")
+    with RehearsalWorker() as worker:
+        for name in models:
+            facts = describe(runner, folder, name, batch=8, tokens=64)
+            for config in list(legal(facts))[:most]:
+                spec = make_spec(facts, folder, config)
+                label = Config(config, BUILTIN).describe(BUILTIN)
+                try:
+                    rehearsed = worker.rehearse(spec)
+                except CannotRehearse as error:
+                    print(f"{name:<8}{label:<52}{error.message}", flush=True)
+                    rows.append({"model": name, "config": config, "cannot": error.message})
+                    continue
+                measured = measure(runner, spec)
+                found = errors(rehearsed, measured)
+                worst = max(found.values(), key=abs)
+                peak = max(measured.peak(PeakKind.ALLOCATED, phase) for phase in PHASES)
+                print(
+                    f"{name:<8}{label:<52}{rehearsed.peak_bytes / 2**20:>9.2f} MiB"
+                    f"{peak / 2**20:>8.2f} MiB{worst:>+10.4%}",
+                    flush=True,
+                )
+                rows.append({
+                    "model": name, "config": config, "errors": found, "measured": peak,
+                    "rehearsed": rehearsed.peak_bytes, "cpu_seconds": rehearsed.seconds,
+                })  # fmt: skip
+    runner.close()
+    return rows
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return median, 95th percentile and maximum of the absolute errors of all phases."""
+    found = sorted(abs(e) for row in rows for e in row.get("errors", {}).values())
+    if not found:
+        return {}
+    return {
+        "combinations": sum("errors" in row for row in rows),
+        "peaks": len(found),
+        "median": statistics.median(found),
+        "p95": found[min(len(found) - 1, int(0.95 * len(found)))],
+        "max": found[-1],
+    }
+
+
+def speed(folder: Path, repeats: int) -> dict[str, Any]:
+    """Return CPU seconds of rehearsals of GPT-2 small and of torch's tracker; in this process."""
+    from autotune.memory.rehearse import rehearse
+
+    runner = LocalRunner(slots=1)
+    facts = describe(runner, folder, "gpt2-small", batch=8, tokens=512)
+    runner.close()
+    spec = make_spec(facts, folder, {})
+    kinds = {kind: replace(spec, device=Device(kind=kind)) for kind in ("cuda", "cpu")}
+    seconds: dict[str, list[float]] = {kind: [] for kind in (*kinds, "MemTracker")}
+    for number in range(repeats + 1):  # the first one imports, and does not count
+        length = 512 - 32 * number
+        workload = replace(facts.workload, sequence_length=length)
+        gc.collect()
+        gc.freeze()  # as the warm process does once it has imported everything
+        for kind, asked in kinds.items():
+            changed = replace(asked, facts=replace(facts, workload=workload))
+            _keep_prepared(folder, facts, changed.facts)
+            seconds[kind].append(rehearse(changed).seconds)
+        seconds["MemTracker"].append(tracker_seconds(length))
+    return {kind: values[1:] for kind, values in seconds.items()}
+
+
+def _keep_prepared(folder: Path, known: WorkloadFacts, changed: WorkloadFacts) -> None:
+    """Have the changed workload find the data of the one that was described."""
+    cache = folder / "cache"
+    new = cache / f"{changed.workload.objective}-{changed.workload.fingerprint}"
+    old = cache / f"{known.workload.objective}-{known.workload.fingerprint}"
+    if not new.exists():
+        new.symlink_to(old)
+
+
+def tracker_seconds(tokens: int) -> float:
+    """Return CPU seconds of torch's own tracker for the same model and two steps."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    began = time.process_time()
+    with FakeTensorMode():
+        config = AutoConfig.for_model("gpt2", **SMALL, use_cache=False)
+        model = AutoModelForCausalLM.from_config(config).train()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        ids = torch.zeros(8, tokens, dtype=torch.long)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            for _ in range(2):
+                logits = model(input_ids=ids).logits.float().flatten(0, 1)
+                torch.nn.functional.cross_entropy(logits, ids.flatten()).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                del logits
+                tracker.reset_mod_stats()
+    return time.process_time() - began
+
+
+def size(folder: Path) -> dict[str, Any]:
+    """Rehearse a model of 70 billion parameters in this process."""
+    from autotune.memory.rehearse import rehearse
+
+    runner = LocalRunner(slots=1)
+    facts = describe(runner, folder, "llama-70b", batch=1, tokens=2048)
+    runner.close()
+    config: dict[str, Value] = {"precision": "bf16", "checkpointing": "full"}
+    spec = replace(make_spec(facts, folder, config), device=Device(kind="cuda"))
+    began = time.perf_counter()
+    found = rehearse(spec)
+    return {
+        "parameters": found.parameters,
+        "peak_bytes": found.peak_bytes,
+        "cpu_seconds": found.seconds,
+        "seconds": round(time.perf_counter() - began, 2),
+        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "note": found.note,
+    }
+
+
+def in_fresh_process(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run one part in a process that has not gone backward, and return what it printed."""
+    command = [sys.executable, "-m", "tests.benchmarks.rehearsal", "--child", part]
+    command += ["--repeats", str(arguments.repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def child(part: str, repeats: int) -> None:
+    """Do one part and print its result as JSON."""
+    with tempfile.TemporaryDirectory() as name:
+        result = speed(Path(name), repeats) if part == "speed" else size(Path(name))
+    print(json.dumps(result))
+
+
+def main() -> None:
+    """Do the parts that were asked for, print them, and write the numbers if a file was named."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", default=["exactness", "speed", "size"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--most", type=int, default=len(CONFIGS), help="configurations per model")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.repeats)
+        return
+    document: dict[str, Any] = {"benchmark": "rehearsal", "versions": library_versions()}
+    if "exactness" in arguments.parts:
+        with tempfile.TemporaryDirectory() as name:
+            rows = exactness(Path(name), arguments.models, arguments.most)
+        document |= {"rows": rows, "summary": summary(rows)}
+        print({k: f"{v:.4%}" if v < 1 else v for k, v in document["summary"].items()})
+    if "speed" in arguments.parts:
+        document["speed"] = in_fresh_process("speed", arguments)
+        for kind, seconds in document["speed"].items():
+            print(
+                f"GPT-2 small, {kind}: median {statistics.median(seconds):.2f} CPU s of {seconds}"
+            )
+    if "size" in arguments.parts:
+        document["size"] = in_fresh_process("size", arguments)
+        print(document["size"])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
