@@ -75,7 +75,8 @@ def knob_guide(document: Mapping[str, Any], knobs: Sequence[Knob]) -> str:
         "Generated from a recorded check; do not edit. Each value was trained beside the same",
         "configuration without it. *Peak* is memory while training, *in eval* that of the trained",
         f"model; *{document['metric']}* is the difference of scores with its standard error.",
-        f"Measured on {device['name'] or device['kind']}, {workload['model']}, {workload['data']}.",
+        f"Measured on {device['name'] or device['kind']}, {workload['model']}, {workload['data']},",
+        f"in trainings of {workload.get('steps', 0)} steps; the scores of so short ones are rough.",
         "",
         "`autotune knobs check` measures the same on your machine and your model.",
         "",
@@ -99,6 +100,8 @@ def _knob_section(knob: Knob, document: Mapping[str, Any]) -> list[str]:
         "",
         f"Values: {knob.domain.describe()} (neutral: {knob.neutral}). Promise: {promise}.",
     ]
+    if broken := document["broken_promises"].get(knob.name):
+        lines += ["", f"**In this check it {broken}.**", ""]
     if knob.references:
         lines.append(f"References: {'; '.join(knob.references)}.")
     measured = [row for row in rows if row["outcome"] == "completed"]
