@@ -101,7 +101,7 @@ def _knob_section(knob: Knob, document: Mapping[str, Any]) -> list[str]:
         f"Values: {knob.domain.describe()} (neutral: {knob.neutral}). Promise: {promise}.",
     ]
     if broken := document["broken_promises"].get(knob.name):
-        lines += ["", f"**In this check it {broken}.**", ""]
+        lines += ["", f"**It {broken}.**", ""]
     if knob.references:
         lines.append(f"References: {'; '.join(knob.references)}.")
     measured = [row for row in rows if row["outcome"] == "completed"]
