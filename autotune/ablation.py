@@ -228,14 +228,14 @@ def broken_promises(differences: Sequence[Difference]) -> dict[str, str]:
     knobs = {difference.case.knob.name: difference.case.knob for difference in differences}
     for name, knob in knobs.items():
         measured = [d for d in differences if d.case.knob.name == name and d.peak_bytes is not None]
-        failed = [
-            d
+        failed = {
+            str(d.case.value): d.outcome.summary
             for d in differences
             if d.case.knob.name == name and d.outcome and not isinstance(d.outcome, Completed)
-        ]
+        }
         if failed:
-            values = ", ".join(str(d.case.value) for d in failed)
-            found[name] = f"did not complete with {values}: {failed[0].outcome.summary}"  # type: ignore[union-attr]  # chosen for having one
+            first = next(iter(failed.values()))
+            found[name] = f"did not complete with {', '.join(failed)}: {first}"
         elif knob.numerics is Numerics.EXACT and any(d.moved for d in measured):
             found[name] = "promises the same result, and the score moved"
         elif measured and knob.leanest != knob.neutral and not any(d.saves for d in measured):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    disable_fake_tensor_cache,
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -46,6 +47,10 @@ class Followed(LiveStorages):
             return values.read_number(args[0])
         if func is _aten._pin_memory.default:
             return args[0].clone()
+        if func.overloadpacket is _aten.set_:
+            # torch would keep the storage as part of a key of its cache, and so for good.
+            with disable_fake_tensor_cache(args[0].fake_mode):
+                return func(*args, **kwargs)
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:

@@ -99,13 +99,16 @@ def to_numpy(tensor: Tensor) -> Any:
 
 def learn(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     """Compute for real what an operator gave, if all that went into it is known."""
-    tensors = _tensors(args)
+    tensors = _tensors((*args, *kwargs.values()))
+    changes = func._schema.is_mutable  # then the values of what it changes change with it
     if not _may_follow(func, tensors):
-        _learn_finite(func, args, result)
+        if changes:
+            _forget(func, args, kwargs)
+        else:
+            _learn_finite(func, args, result)
         return
     results = [leaf for leaf in _tensors((result,)) if leaf.numel() <= MOST_VALUES]
-    values = [known(tensor) for tensor in tensors]
-    if not results or (any(map(_is_uniform, values)) and func not in _KEEPS_UNIFORM):
+    if not (results or changes):
         return
     computed = _tensors((_compute(func, args, kwargs),))
     with _disable_current_modes():
@@ -156,9 +159,20 @@ def _may_follow(func: Any, tensors: list[Tensor]) -> bool:
     if not tensors:
         return func in _FROM_NOTHING
     for tensor in tensors:
-        if known(tensor) is None:
+        value = known(tensor)
+        if value is None or (_is_uniform(value) and func not in _KEEPS_UNIFORM):
             return False
     return torch.Tag.nondeterministic_seeded not in func.tags
+
+
+def _forget(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Know no more of what an operator changed."""
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            for tensor in _tensors((given.get(argument.name),)):
+                if getattr(tensor, _ATTRIBUTE, None) is not None:
+                    delattr(tensor, _ATTRIBUTE)
 
 
 def _learn_finite(func: Any, args: tuple[Any, ...], result: Any) -> None:

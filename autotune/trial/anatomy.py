@@ -87,6 +87,11 @@ class LiveStorages(TorchDispatchMode):
         scratch: Tensors that live only as long as the operator that runs, put here by `compute`.
     """
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Have compiled code run compiled also while it is followed, as it does otherwise."""
+        return True
+
     def __init__(self, device: str, *, unit: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped there
         self.device = device

@@ -37,20 +37,7 @@ def restart(
     request = Path(message["log"]).with_name("request.json")
     request.write_text(json.dumps(dict(message)))
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    os.set_inheritable(connection.fileno(), True)
-    command = [sys.executable, "-m", "autotune.trial.cold", str(connection.fileno()), str(request)]
+    pipe = connection.fileno()
+    os.set_inheritable(pipe, True)
+    command = [sys.executable, "-m", "autotune.trial.worker", str(pipe), str(request)]
     os.execve(sys.executable, command, {**os.environ, **variables})
-
-
-def main(pipe: str, request: str) -> None:
-    """Serve the request that `restart` wrote, in the interpreter that it started."""
-    from autotune.trial import warm
-    from autotune.trial.worker import serve
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warm.import_quietly(["autotune.trial.lifecycle"])
-    serve(json.loads(Path(request).read_text()), Connection(int(pipe), readable=False))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -194,3 +194,16 @@ def _redirect_output(log: str) -> None:
         os.dup2(file.fileno(), 2)
     with Path(os.devnull).open("rb") as empty:
         os.dup2(empty.fileno(), 0)
+
+
+def _serve_again(pipe: str, request: str) -> None:
+    """Serve the request of `cold.restart`, in the interpreter that it started."""
+    from autotune.trial.warm import import_quietly
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import_quietly(["autotune.trial.lifecycle"])
+    serve(json.loads(Path(request).read_text()), Connection(int(pipe), readable=False))
+
+
+if __name__ == "__main__":
+    _serve_again(*sys.argv[1:])

@@ -83,6 +83,12 @@ CONFIGS: tuple[dict[str, Value], ...] = (
     {"prune.ffn": 0.5},
     {"prune.heads": 0.5, "precision": "bf16"},
     {"prune.ffn": 0.75, "prune.heads": 0.5, "checkpointing": "full", "optimizer": "sgd"},
+    {"activation_bits": 8, "optimizer": "muon"},
+    {"activation_offload": "disk", "precision": "bf16"},
+    {"optimizer.in_backward": "yes", "optimizer": "galore"},
+    {"optimizer.kernel": "foreach", "zero_grad": "keep", "accumulation": 2},
+    {"checkpointing": "selective", "recompute.norms": "yes", "qat.bits": 4},
+    {"precision": "fp16", "freeze.layers": 0.5},
 )
 
 SMALL = {"n_embd": 768, "n_layer": 12, "n_head": 12, "bos_token_id": 0, "eos_token_id": 0}

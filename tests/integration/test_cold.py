@@ -67,7 +67,7 @@ def test_a_fresh_interpreter_is_killed_like_any_trial(runner: LocalRunner, tmp_p
     child = runner._running[0].child.process.pid
     while (event := runner.next(timeout=120)) is not None and event.data.get("phase") != "first":
         pass
-    assert "autotune.trial.cold" in " ".join(psutil.Process(child).cmdline())
+    assert "autotune.trial.worker" in " ".join(psutil.Process(child).cmdline())
     runner.cancel(0, "enough")
     assert isinstance(outcome_of(runner), Stopped)
     deadline = time.monotonic() + 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,15 @@ import pytest
 from autotune.core.config import Config
 from autotune.core.record import Origin, TrialRecord
 from autotune.driver import Search
+from autotune.memory.rehearsal import Rehearsal
 from autotune.plan import plan_again
 from autotune.runners.replay import ReplayRunner
 from autotune.search.optuna import OptunaProposer
+from autotune.search.screen import Screen
 from autotune.search.study import StudyMirror
 from autotune.storage.run import Run
 from autotune.storage.store import Store
+from autotune.trial.spec import TrialSpec
 from tests.recorded import REFERENCE, RUN
 
 
@@ -66,3 +70,43 @@ def test_outcomes_of_a_run_are_remembered_and_kept_on_the_front(search: Search) 
     assert search.seconds_before == pytest.approx(sum(r.outcome.seconds for r in run.records))
     assert search.submit_next()
     assert max(search.records) == len(run.records)
+
+
+class Foretold:
+    """Rehearses without a process: every configuration in bf16 needs far too much."""
+
+    def rehearse(self, spec: TrialSpec) -> Rehearsal:
+        peak = 10**13 if spec.config.get("precision") == "bf16" else 10**6
+        return Rehearsal(
+            peak_bytes=peak, phase="steady", within="backward", operator="aten.mm.default",
+            anatomy={}, peaks={}, parameters=1, trained_parameters=1,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def test_what_surely_does_not_fit_is_recorded_and_costs_no_trial(search: Search) -> None:
+    limit = search.plan.budget.limit_bytes
+    search.screen = Screen(Foretold(), limit, parameters=10**12)
+    for _ in range(4):
+        assert search.submit_next()
+    refused = [record for record in search.records.values() if record.refused]
+    assert refused
+    assert all(record.config["precision"] == "bf16" for record in refused)
+    assert not {record.number for record in refused} & set(search.running)
+    assert len(search.running) == 4
+    kept = {record.number: record for record in search.store.records(RUN)}
+    for record in refused:
+        assert kept[record.number].outcome == record.outcome
+        assert kept[record.number].rehearsed_bytes == 10**13
+        assert record.outcome.least_bytes > limit
+    trained = [record for record in search.records.values() if not record.refused]
+    assert all(record.rehearsed_bytes == 10**6 for record in trained)
+
+
+def test_the_search_ends_after_as_many_trainings_as_were_asked_for(search: Search) -> None:
+    search.screen = Screen(Foretold(), search.plan.budget.limit_bytes, parameters=10**12)
+    search.plan = replace(search.plan, spec=replace(search.plan.spec, trials=3))
+    assert [search.submit_next() for _ in range(4)] == [True, True, True, False]
+    assert sum(not record.refused for record in search.records.values()) == 3

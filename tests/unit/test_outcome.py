@@ -147,3 +147,14 @@ def test_trials_without_an_outcome_are_not_finished():
     records = [completed(0), ended(1, None), out_of_memory(2)]
     assert finished(records) == [records[0], records[2]]
     assert isinstance(records[1], TrialRecord)
+
+
+def test_where_only_the_trained_model_counts_so_does_its_evaluation():
+    peaks = tuple(
+        Peak(phase=phase, kind=PeakKind.ALLOCATED, bytes=size)
+        for phase, size in ((Phase.STEADY, 900), (Phase.EVALUATE, 100))
+    )
+    assert Measurement(peaks=peaks).footprint_bytes == 900
+    deployed = Measurement(peaks=peaks, counted=Phase.EVALUATE)
+    assert (deployed.peak_bytes, deployed.footprint_bytes) == (100, 100)
+    assert deployed.peak(PeakKind.ALLOCATED, Phase.STEADY) == 900

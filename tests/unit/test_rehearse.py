@@ -88,6 +88,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("causal_lm", {"precision": "bf16", "checkpointing": "full", "accumulation": 4}),
     ("causal_lm", {"loss_chunks": 4, "optimizer.bits": 8}),
     ("causal_lm", {"lora.rank": 4, "weight_bits": 4}),
+    ("causal_lm", {"activation_bits": 8, "optimizer.kernel": "foreach"}),
     ("text_classification", {"attention": "eager", "optimizer": "adafactor"}),
     ("text_classification", {"prune.ffn": 0.5, "prune.heads": 0.5, "optimizer": "sgd"}),
     ("text_classification", {"lora.rank": 4, "optimizer": "lion", "precision": "bf16"}),
@@ -244,6 +245,11 @@ def test_values_that_follow_from_the_data_are_known() -> None:
         assert tuple(torch.randn(2, 3)[mask.bool()].shape) == (5,)
         mask.mul_(0)
         assert not bool(mask.any())
+        counts = [with_value(torch.tensor(1.0)), with_value(torch.tensor(2.0))]
+        torch._foreach_add_(counts, 1)
+        assert [float(count) for count in counts] == [2.0, 3.0]
+        counts[0].add_(torch.randn(()))
+        assert values.known(counts[0]) is None
 
 
 def test_numbers_are_taken_to_be_finite() -> None:
@@ -252,6 +258,16 @@ def test_numbers_are_taken_to_be_finite() -> None:
         assert bool(torch.isfinite(grad).all())
         assert not bool(torch.isnan(grad).any())
         assert float(grad.sum()) == 1.0
+
+
+def test_a_storage_that_is_set_is_not_kept() -> None:
+    with fakes() as storages:
+        before = storages.live_bytes
+        source = torch.zeros(1000)
+        view = torch.empty(0).set_(source.untyped_storage(), 0, (10, 100), (100, 1))
+        assert storages.live_bytes == before + 4000
+        del source, view
+        assert storages.live_bytes == before
 
 
 def test_casts_of_operands_on_a_cpu_are_counted() -> None:
