@@ -22,7 +22,14 @@ from autotune.core.config import Config
 from autotune.core.context import Context, Device
 from autotune.core.domains import Value
 from autotune.core.knob import Knob, Numerics
-from autotune.core.outcome import Completed, Outcome, PeakKind, Phase, outcome_from_json
+from autotune.core.outcome import (
+    Completed,
+    Measurement,
+    Outcome,
+    PeakKind,
+    Phase,
+    outcome_from_json,
+)
 from autotune.core.workload import Metric, WorkloadFacts
 from autotune.knobs.stages import COMPRESS, DEPLOY, EVALUATE
 from autotune.runners.base import Runner
@@ -205,12 +212,12 @@ class Bench:
         old, new = before.measurement, after.measurement
         kind = PeakKind.RESERVED if old.peak(PeakKind.RESERVED) else PeakKind.ALLOCATED
         score, error = _score_difference(both, self.facts.metric)
-        steady_old, steady_new = old.peak(kind, Phase.STEADY), new.peak(kind, Phase.STEADY)
+        training_old, training_new = _training_peak(old, kind), _training_peak(new, kind)
         return Difference(
             case=case,
             outcome=first,
-            peak_bytes=steady_new - steady_old,
-            peak_share=_share(steady_old, steady_new),
+            peak_bytes=training_new - training_old,
+            peak_share=_share(training_old, training_new),
             eval_share=_share(old.peak(kind, Phase.EVALUATE), new.peak(kind, Phase.EVALUATE)),
             resident_share=_share(old.footprint_bytes, new.footprint_bytes),
             time_share=_share(
@@ -243,8 +250,14 @@ def broken_promises(differences: Sequence[Difference]) -> dict[str, str]:
     return found
 
 
+def _training_peak(measured: Measurement, kind: PeakKind) -> int:
+    """Return the greater peak of both phases of training: a short one may have no steady steps."""
+    return max(measured.peak(kind, Phase.FIRST), measured.peak(kind, Phase.STEADY))
+
+
 def _share(before: float, after: float) -> float | None:
-    return after / before - 1.0 if before else None
+    """Return the relative difference; None if either was not measured."""
+    return after / before - 1.0 if before and after else None
 
 
 def _score_difference(

@@ -118,8 +118,7 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
 
     progress.enter(Phase.EVALUATE)
     model = run_stage(COMPRESS, model, BUILTIN, config)
-    streamed = workload.purpose == "inference" and "stream" in spec.facts.features
-    plan = run_stage(EVALUATE, EvalPlan(batch=data.global_batch, stream=streamed), BUILTIN, config)
+    plan = run_stage(EVALUATE, evaluation(spec), BUILTIN, config)
     batches = objective.eval_batches(plan, workload.sequence_length)
     for index in range(1 if stand_ins is not None else INSTRUMENTED_EVALUATIONS):
         with progress.meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(model)):
@@ -129,6 +128,13 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
     scores = evaluate(objective, model, batches, plan, device)
     run_stage(DEPLOY, model, BUILTIN, config)
     return Completed(scores=scores, measurement=progress.measurement())
+
+
+def evaluation(spec: TrialSpec) -> EvalPlan:
+    """Return how every configuration of a workload is evaluated, before knobs change it."""
+    workload = spec.facts.workload
+    streamed = workload.purpose == "inference" and "stream" in spec.facts.features
+    return EvalPlan(batch=workload.global_batch, stream=streamed)
 
 
 def evaluate(

@@ -73,7 +73,7 @@ class Scripted:
         amount = int(peak * GIB)
         peaks = tuple(
             Peak(phase=phase, kind=PeakKind.ALLOCATED, bytes=amount)
-            for phase in (Phase.STEADY, Phase.EVALUATE)
+            for phase in (Phase.STEADY if seconds else Phase.FIRST, Phase.EVALUATE)
         )
         return Completed(
             measurement=Measurement(peaks=peaks, step_seconds=seconds),
@@ -129,6 +129,14 @@ def test_differences_are_against_the_peer() -> None:
     assert four.score == pytest.approx(-0.1)
     assert four.score_error == pytest.approx(0.01 * 2**0.5)
     assert four.moved
+
+
+def test_what_was_not_measured_is_no_saving() -> None:
+    """A training of two steps has neither a steady phase nor a time per step."""
+    found, _ = measure({"global_batch=4.0": {"peak": 2.0, "seconds": 0.0}}, ["global_batch"])
+    large = next(d for d in found if d.case.value == 4.0)
+    assert large.time_share is None
+    assert large.peak_share == pytest.approx(1.0)
 
 
 def test_several_seeds_are_for_lossy_values_only() -> None:
