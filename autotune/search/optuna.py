@@ -27,11 +27,11 @@ from autotune.core.space import Space
 from autotune.core.workload import Metric
 from autotune.search.encoding import Encoding
 from autotune.search.lessons import Lessons
+from autotune.search.neighbours import nearest_new
 from autotune.search.quiet import quiet_optuna
-from autotune.search.samplers import sampler_kind
+from autotune.search.samplers import SamplerKind, sampler_kind
 
 _DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MINIMIZE)
-_MUTANTS = 30
 
 
 class OptunaProposer:
@@ -41,13 +41,15 @@ class OptunaProposer:
         space: What may be proposed.
         context: What legality is judged by.
         metric: What is searched for, besides low memory.
-        sampler: Name of the sampler, of `search/samplers.py: SAMPLERS`.
+        sampler: A sampler, or its name among `search/samplers.py: SAMPLERS`.
         seed: Of the run.
         limit_bytes: Memory that a trial may need; used for records that have no limit.
 
+    Attributes:
+        note: Empty, unless another sampler was asked for.
+
     Raises:
         UnknownName: If there is no such sampler.
-        MissingLibrary: If the sampler needs a library that is not installed.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class OptunaProposer:
         context: Context,
         metric: Metric,
         *,
-        sampler: str = "tpe",
+        sampler: str | SamplerKind = "tpe",
         seed: int = 0,
         limit_bytes: int,
     ) -> None:
-        self._kind = sampler_kind(sampler)
+        self.note = ""
+        self._kind = sampler_kind(sampler) if isinstance(sampler, str) else sampler
         self._space = space
         self._context = context
         self._seed = seed
@@ -78,8 +81,18 @@ class OptunaProposer:
         for wish in self._draws(number):
             if self._is_new(wish):
                 return self._take(number, wish)
-        config = self._near(wish, random.Random(f"{self._seed}/{number}"))
+        config = nearest_new(
+            wish,
+            self._space,
+            self._context,
+            is_new=self._is_new,
+            rng=random.Random(f"{self._seed}/{number}"),
+        )
         return None if config is None else self._take(number, config)
+
+    def remaining(self) -> float | None:
+        """Return None: Optuna's samplers do not say what a proposal promises."""
+        return None
 
     def tell(self, record: TrialRecord) -> None:
         """Learn from a trial, whoever proposed it; one without an outcome counts as running."""
@@ -129,24 +142,6 @@ class OptunaProposer:
                     )
                 )
         return study
-
-    def _near(self, wish: Config, rng: random.Random) -> Config | None:
-        """Return a new legal configuration that differs from `wish` in few knobs, None if none is.
-
-        Random changes of one knob come first, then of two, and so on; a sweep over the whole space
-        decides whether there is anything left.
-        """
-        grids = {n: d.grid() for n, d in self._space.domains.items() if d.size != 1}
-        for distance in range(1, len(grids) + 1):
-            for _ in range(_MUTANTS):
-                changed = {
-                    name: rng.choice(grids[name]) for name in rng.sample(list(grids), distance)
-                }
-                config = Config({**wish, **changed}, self._space.knobs)
-                if self._is_new(config):
-                    return config
-        legal = self._space.enumerate(self._context)
-        return next((config for config in legal if config not in self._known), None)
 
 
 class _Sequence:

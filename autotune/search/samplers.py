@@ -1,4 +1,4 @@
-"""The samplers that can be chosen by name, and how each of them has to be taught.
+"""Optuna's samplers that can be chosen by name, and how each of them has to be taught.
 
 Optuna's samplers differ in what they read of the past. TPE reads completed and pruned trials, the
 genetic algorithm and the Gaussian process read completed ones only, and none reads failed ones. A
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autotune.core.errors import MissingLibrary, UnknownName
+from autotune.core.errors import UnknownName
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -74,7 +74,6 @@ def _nsga2(seed: int) -> BaseSampler:
 
 
 def _gp(seed: int) -> BaseSampler:
-    _need_scipy("gp")
     from optuna.samplers import GPSampler
 
     return GPSampler(seed=seed, warn_independent_sampling=False)
@@ -87,20 +86,9 @@ def _random(seed: int) -> BaseSampler:
 
 
 def _qmc(seed: int) -> BaseSampler:
-    _need_scipy("qmc")
     from optuna.samplers import QMCSampler
 
     return QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
-
-
-def _need_scipy(name: str) -> None:
-    try:
-        import scipy  # noqa: F401  (optuna imports it when the sampler is first asked)
-    except ImportError as error:
-        raise MissingLibrary(
-            f"sampler '{name}' needs scipy, which is not installed",
-            help="pip install 'autotune-memory[samplers]', or choose --sampler tpe",
-        ) from error
 
 
 SAMPLERS: Mapping[str, SamplerKind] = {

@@ -18,8 +18,8 @@ from autotune.core.record import TrialRecord
 from autotune.core.space import Space
 from autotune.core.units import GIB
 from autotune.search import lessons
-from autotune.search.optuna import OptunaProposer
-from autotune.search.samplers import SAMPLERS, Reads
+from autotune.search.proposers import PROPOSERS, Task, make_proposer
+from autotune.search.samplers import Reads
 from tests.knobs import KNOBS, LOSS, completed, ended, out_of_memory
 
 CONTEXT = Context()
@@ -27,7 +27,7 @@ LIMIT = 4 * GIB
 TRIALS = {"gp": 12}
 """The Gaussian process needs a second per trial once ten are completed."""
 
-samplers = pytest.mark.parametrize("sampler", SAMPLERS)
+samplers = pytest.mark.parametrize("sampler", PROPOSERS)
 
 
 def space(**domains):
@@ -48,7 +48,8 @@ SMALL = space(
 
 
 def proposer(sampler, where=BIG, seed=0):
-    return OptunaProposer(where, CONTEXT, LOSS, sampler=sampler, seed=seed, limit_bytes=LIMIT)
+    task = Task(space=where, context=CONTEXT, metric=LOSS, limit_bytes=LIMIT, seed=seed)
+    return make_proposer(sampler, task)
 
 
 def memory(config: Config) -> float:
@@ -159,7 +160,7 @@ def test_asking_leaves_log_and_warnings_of_optuna_as_they_were(sampler, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["frontier", "tpe", "nsga2"])
 def test_samplers_that_learn_end_with_more_trials_that_fit(sampler):
     fits = {}
     for name in (sampler, "random"):
@@ -225,4 +226,4 @@ def test_lessons_say_what_each_sampler_reads(reads):
 def test_an_unknown_sampler_lists_the_known_ones():
     with pytest.raises(UnknownName) as caught:
         proposer("tpee")
-    assert caught.value.help == "did you mean 'tpe'?  known: gp, nsga2, qmc, random, tpe"
+    assert caught.value.help == "did you mean 'tpe'?  known: frontier, gp, nsga2, qmc, random, tpe"
