@@ -15,8 +15,8 @@ References:
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 MIB = 2**20
 LEAST_BLOCK = 512
@@ -25,6 +25,8 @@ SMALL_SEGMENT = 2 * MIB
 LARGE_SEGMENT = 20 * MIB
 LEAST_OWN_SEGMENT = 10 * MIB
 SEGMENT_MULTIPLE = 2 * MIB
+LIMIT_PRECISION = 0.005
+"""How closely the least limit of a stream is found, as a share of it."""
 
 
 class SimulatedOutOfMemory(Exception):
@@ -299,7 +301,8 @@ class Replay:
         allocated_bytes: Peak of blocks in use, up to where it ended.
         reserved_bytes: Peak of segments, up to where it ended.
         fits: Whether it ran to its end.
-        needed_bytes: Where it did not: reserved bytes plus the request that failed.
+        needed_bytes: Where it did not: reserved bytes plus the request that failed, or the least
+            limit under which it does, if that was looked for.
     """
 
     allocated_bytes: int
@@ -340,6 +343,31 @@ def replay(
             needed_bytes=error.reserved + error.requested,
         )
     return Replay(allocated_bytes=allocator.peak_allocated, reserved_bytes=allocator.peak_reserved)
+
+
+def least_limit(
+    stream: Sequence[tuple[int, int]], *, above: int, settings: Settings | None = None
+) -> Replay:
+    """Find the least limit under which a stream runs, by halves, to `LIMIT_PRECISION`.
+
+    Args:
+        stream: As in `replay`.
+        above: A limit under which it does not run.
+        settings: As in `PYTORCH_ALLOC_CONF`.
+
+    Returns:
+        The peaks under that limit, which is what is reserved; `fits` is false, and `needed_bytes`
+        is the limit.
+    """
+    ran = replay(stream, settings=settings)
+    too_little, enough = max(above, ran.allocated_bytes - 1), ran.reserved_bytes
+    while enough - too_little > LIMIT_PRECISION * enough:
+        middle = (too_little + enough) // 2
+        if replay(stream, limit_bytes=middle, settings=settings).fits:
+            enough = middle
+        else:
+            too_little = middle
+    return replace(ran, reserved_bytes=enough, fits=False, needed_bytes=enough)
 
 
 def _segment_bytes(size: int) -> int:

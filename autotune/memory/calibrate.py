@@ -6,8 +6,11 @@ misses is close to a fixed amount plus a share of what it counts, so::
     measured = fixed + factor * rehearsed, with an error relative to `rehearsed`
 
 Bayesian linear regression with a weak prior answers from the first trial on: wide at first, and
-narrow as measurements come in. The upper end of the interval is what a configuration is refused by,
-so that a lucky guess never costs a trial and an unlucky one costs no more than one.
+narrow as measurements come in.
+
+A footprint is the greatest of all peaks, and a rehearsal does not see the one of loading, in which
+weights are read, quantised and pruned. It would bend the line, so it has a line of its own, over
+four bytes for each parameter, and the footprint is the greater of the two (`Interval.or_more`).
 
 References:
     Gelman et al., Bayesian Data Analysis, chapter 14: normal linear model with conjugate prior;
@@ -47,6 +50,11 @@ class Prior:
     weight: float = 3.0
 
 
+LOADING = Prior(factor_spread=0.5, noise=0.25)
+"""What is expected of loading, over four bytes for each parameter: a quantised model takes less,
+and one whose importance is measured takes more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
     """A prediction in bytes: the middle, and ends between which it lies with some probability."""
@@ -58,12 +66,21 @@ class Interval:
     def __contains__(self, amount: float) -> bool:
         return self.low <= amount <= self.high
 
+    def or_more(self, other: Interval) -> Interval:
+        """Return where the greater of two amounts lies, by the ends of each."""
+        return Interval(
+            low=max(self.low, other.low),
+            middle=max(self.middle, other.middle),
+            high=max(self.high, other.high),
+        )
+
 
 class Calibration:
     """Learns from pairs of rehearsed and measured bytes, and predicts.
 
     Args:
-        pairs: `(rehearsed, measured)` in bytes, of trials of one workload on one device.
+        pairs: `(rehearsed, measured)` in bytes, of trials of one workload on one device; measured
+            without the peak of loading.
         prior: What is expected before.
     """
 

@@ -37,6 +37,7 @@ class Rehearsal:
             Empty unless asked for.
         seconds: How long the rehearsal took, in CPU seconds.
         note: What could not be followed, as a sentence, or empty.
+        derived: From which other rehearsals it was derived, as a sentence; empty if it was made.
     """
 
     peak_bytes: int
@@ -50,6 +51,7 @@ class Rehearsal:
     events: tuple[tuple[int, int], ...] = field(default=(), repr=False)
     seconds: float = 0.0
     note: str = ""
+    derived: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""

@@ -18,14 +18,19 @@ import selectors
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from autotune.core.config import Config
 from autotune.core.errors import AutotuneError, error_from_json
 from autotune.memory.rehearsal import ON_CPU_TENSORS, CannotRehearse, Rehearsal
+from autotune.memory.trace import Scale, Trace
 from autotune.trial.spec import TrialSpec
+
+Answer: TypeAlias = "Callable[[Mapping[str, Any]], Rehearsal | Trace]"
 
 START_SECONDS = 120.0
 """How long the process may take to import everything."""
@@ -42,6 +47,9 @@ PRELOAD = (
     "autotune.trial.lifecycle",
 )
 """What every rehearsal needs; the module of a model's family is imported by the first that does."""
+
+MOST_RECORDED = 64
+"""Rehearsals that are remembered with all of their events, which take megabytes."""
 
 _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",  # tracing must not create a context on a device
@@ -69,7 +77,8 @@ class RehearsalWorker:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._greeted = False
-        self._known: dict[tuple[str, bool], Rehearsal | CannotRehearse] = {}
+        self._known: dict[str, Rehearsal | CannotRehearse] = {}
+        self._recorded: OrderedDict[str, Rehearsal] = OrderedDict()
         self._on_cpu_tensors = False
 
     def __enter__(self) -> RehearsalWorker:
@@ -103,16 +112,44 @@ class RehearsalWorker:
             CannotRehearse: If fake tensors cannot follow the trial, or the process fails.
             AutotuneError: What the trial itself raises, such as for a model that is missing.
         """
-        key = (memory_key(spec), record)
-        if key not in self._known:
-            try:
-                self._known[key] = self._ask(spec, record=record)
-            except CannotRehearse as error:
-                self._known[key] = error
-        known = self._known[key]
+        key = memory_key(spec)
+        known = self._known.get(key)
         if isinstance(known, CannotRehearse):
             raise known
-        return known
+        if known is not None and not record:
+            return known
+        if key in self._recorded:
+            self._recorded.move_to_end(key)
+            return self._recorded[key]
+        try:
+            found = Rehearsal.from_json(
+                self._ask({"ask": "rehearse", "spec": spec.to_json(), "record": record})
+            )
+        except CannotRehearse as error:
+            self._known[key] = error
+            raise
+        bare = replace(found, events=())
+        self._known[key] = bare
+        if not record:
+            return bare
+        self._recorded[key] = found
+        if len(self._recorded) > MOST_RECORDED:
+            self._recorded.popitem(last=False)
+        return found
+
+    def trace(self, spec: TrialSpec, scale: Scale | None = None) -> Trace:
+        """Return every event of a trial, of another scale if one is given; nothing is remembered.
+
+        Args:
+            spec: The trial.
+            scale: Its size in place of its own.
+
+        Raises:
+            CannotRehearse: If fake tensors cannot follow the trial, or the process fails.
+            AutotuneError: What the trial itself raises, such as for a model that cannot be cut.
+        """
+        size = None if scale is None else scale.to_json()
+        return Trace.from_json(self._ask({"ask": "trace", "spec": spec.to_json(), "scale": size}))
 
     def close(self) -> None:
         """End the process."""
@@ -128,13 +165,13 @@ class RehearsalWorker:
         process.wait()
         process.stdout.close()
 
-    def _ask(self, spec: TrialSpec, *, record: bool) -> Rehearsal:
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if not self._ready():
             raise CannotRehearse("the process that rehearses does not start")
-        answer = self._converse({"spec": spec.to_json(), "record": record})
+        answer = self._converse(request)
         if "error" in answer:
             raise error_from_json(answer)
-        return Rehearsal.from_json(answer)
+        return answer
 
     def _ready(self) -> bool:
         """Have a process that has said hello; a shim that breaks it is left out the next time."""
@@ -173,17 +210,16 @@ class RehearsalWorker:
         assert self._process.stdout is not None
         deadline = time.monotonic() + seconds
         file = self._process.stdout.fileno()
-        line = b""
+        read: list[bytes] = []
         with selectors.DefaultSelector() as selector:
             selector.register(file, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
+            while not read or not read[-1].endswith(b"\n"):
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     return None
-                read = os.read(file, _CHUNK)
-                if not read:
+                read.append(os.read(file, _CHUNK))
+                if not read[-1]:
                     return None
-                line += read
-        return line
+        return b"".join(read)
 
     def _launch(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **_ENVIRONMENT}
@@ -215,13 +251,13 @@ def serve(modules: Sequence[str]) -> None:
     """
     answers = os.fdopen(os.dup(1), "wb")  # nothing else may write between the lines
     os.dup2(2, 1)
-    rehearse = _prepare(modules)
+    answer = _prepare(modules)
     _say(answers, {"ready": True})
     for line in sys.stdin.buffer:
-        _say(answers, _answer(rehearse, json.loads(line)))
+        _say(answers, _answer(answer, json.loads(line)))
 
 
-def _prepare(modules: Sequence[str]) -> Callable[..., Rehearsal]:
+def _prepare(modules: Sequence[str]) -> Answer:
     """Import everything, put the shim in place, and keep collections from walking all of it."""
     from autotune.trial.warm import import_quietly
 
@@ -229,7 +265,7 @@ def _prepare(modules: Sequence[str]) -> Callable[..., Rehearsal]:
     import torch
 
     from autotune.memory.fake_device import NoFakeDevice, install
-    from autotune.memory.rehearse import rehearse
+    from autotune.memory.rehearse import rehearse, trace
 
     torch.set_num_threads(1)
     # Before any backward, also that of a CPU's rehearsal. If it cannot be, each rehearsal says so.
@@ -237,13 +273,20 @@ def _prepare(modules: Sequence[str]) -> Callable[..., Rehearsal]:
         install()
     gc.collect()
     gc.freeze()
-    return rehearse
 
-
-def _answer(rehearse: Callable[..., Rehearsal], request: Mapping[str, Any]) -> dict[str, Any]:
-    try:
+    def answer(request: Mapping[str, Any]) -> Rehearsal | Trace:
         spec = TrialSpec.from_json(request["spec"])
-        return rehearse(spec, record=request["record"]).to_json()
+        if request["ask"] == "rehearse":
+            return rehearse(spec, record=request["record"])
+        size = request["scale"]
+        return trace(spec, None if size is None else Scale(**size))
+
+    return answer
+
+
+def _answer(answer: Answer, request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return answer(request).to_json()
     except AutotuneError as error:
         return dict(error.to_json())
     except Exception as error:  # noqa: BLE001  whatever a plug-in raises, the process lives on

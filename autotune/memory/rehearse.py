@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -24,10 +24,14 @@ from torch._subclasses.fake_tensor import (
 )
 
 from autotune.core.errors import AutotuneError
+from autotune.core.knob import run_stage
 from autotune.core.outcome import ANATOMY_PARTS, Peak, PeakKind, Phase
+from autotune.knobs.accumulation import ACCUMULATION
+from autotune.knobs.stages import STEP, StepPlan
 from autotune.memory.fake_device import NoFakeDevice, install
 from autotune.memory.rehearsal import CannotRehearse, Rehearsal
-from autotune.memory.stand_ins import CUDA_UNIT, FakeStandIns, Followed, surroundings
+from autotune.memory.stand_ins import CUDA_UNIT, FakeStandIns, Followed, Size, surroundings
+from autotune.memory.trace import MOVED, Events, Scale, Trace
 from autotune.trial.anatomy import Allocation, LiveStorages
 from autotune.trial.lifecycle import run_trial
 from autotune.trial.progress import Progress
@@ -59,16 +63,72 @@ def rehearse(spec: TrialSpec, *, semantics: str | None = None, record: bool = Fa
         CannotRehearse: If the trial does something that fake tensors cannot follow.
         AutotuneError: What the trial itself raises, such as for a model that cannot be loaded.
     """
+    recorded = frozenset({Phase.STEADY}) if record else frozenset()
     semantics = semantics or spec.device.kind
+    unit = CUDA_UNIT if semantics == "cuda" else 1
+    return _rehearsal(_run(spec, semantics, recorded, unit=unit), spec.facts.workload.purpose)
+
+
+def trace(spec: TrialSpec, scale: Scale | None = None) -> Trace:
+    """Rehearse a trial and keep every event, so that other scales can be told from it.
+
+    Args:
+        spec: The trial.
+        scale: Its size, if it is to be another one: fewer blocks, and batches that are cut or
+            repeated to have as many rows and columns.
+
+    Raises:
+        CannotRehearse: If fake tensors cannot follow the trial.
+        AutotuneError: What the trial itself raises, such as for a model that cannot be cut.
+    """
+    unit = CUDA_UNIT if spec.device.kind == "cuda" else 1
+    ran = _run(spec, spec.device.kind, frozenset(Phase), scale=scale)
+    parts = {part: place for place, part in enumerate(ANATOMY_PARTS)}
+    causes: dict[tuple[str, str], int] = {}
+    phases = {
+        str(phase): _columns(found.events, parts, causes)
+        for phase, found in ran.meter.found.items()
+    }
+    return Trace(
+        phases=phases,
+        parts=tuple(parts),
+        causes=tuple(causes),
+        unit=unit,
+        parameters=ran.progress.parameters,
+        trained_parameters=ran.progress.trained_parameters,
+        seconds=round(ran.seconds, 4),
+        note=ran.note,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """A trial that ran on stand-ins."""
+
+    meter: RehearsalMeter
+    progress: Progress
+    seconds: float
+    note: str
+
+
+def _run(
+    spec: TrialSpec,
+    semantics: str,
+    recorded: frozenset[Phase],
+    *,
+    unit: int = 1,
+    scale: Scale | None = None,
+) -> _Ran:
+    """Run a trial on stand-ins; `recorded` are the phases whose events are kept."""
     began = time.process_time()
+    on_cuda = semantics == "cuda"
     kind, note = _stand_in_device(semantics)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    storages = Followed(kind, unit=CUDA_UNIT if semantics == "cuda" else 1)
-    meter = RehearsalMeter(storages, record=record)
+    storages = Followed(kind, unit=unit)
+    meter = RehearsalMeter(storages, recorded=recorded)
     progress = Progress(meter=meter, report=_unheard)
-    stand_ins = FakeStandIns(storages, counts_batches=semantics == "cuda")
+    stand_ins = FakeStandIns(storages, counts_batches=on_cuda, size=_size(spec, scale))
     here = replace(spec, device=replace(spec.device, kind=kind, index=0))
-    on_cuda = semantics == "cuda"
     with _no_collections(), mode, storages, surroundings(storages, cuda=on_cuda):
         failure = _attempt(lambda: run_trial(here, progress, stand_ins))
     if failure is not None:
@@ -76,7 +136,44 @@ def rehearse(spec: TrialSpec, *, semantics: str | None = None, record: bool = Fa
         if not trained or spec.facts.workload.purpose == "inference":
             raise failure
         note = " ".join(filter(None, (note, f"The evaluation is not counted: {failure.message}.")))
-    return _rehearsal(meter, progress, spec, seconds=time.process_time() - began, note=note)
+    return _Ran(meter=meter, progress=progress, seconds=time.process_time() - began, note=note)
+
+
+def _size(spec: TrialSpec, scale: Scale | None) -> Size | None:
+    if scale is None:
+        return None
+    plan = run_stage(STEP, StepPlan(), (ACCUMULATION,), spec.config)
+    return Size(
+        layers=scale.layers if scale.layers != spec.facts.model.layers else 0,
+        rows=scale.micro_batch * plan.accumulation,
+        columns=scale.sequence_length,
+    )
+
+
+def _columns(
+    events: Iterable[Allocation], parts: dict[str, int], causes: dict[tuple[str, str], int]
+) -> Events:
+    """Turn events into columns; parts and causes that are new get the next number."""
+    rows: list[tuple[int, int, int, int]] = []
+    live: dict[int, tuple[int, int]] = {}
+    names: dict[int, str] = {}
+    for event in events:
+        part = parts.setdefault(event.part, len(parts))
+        operator = names.get(id(event.operator))
+        if operator is None:
+            operator = names[id(event.operator)] = str(event.operator)
+        if event.bytes == 0:
+            cause = causes.setdefault((event.phase, MOVED), len(causes))
+            size, before = live[event.storage]
+            rows += [(event.storage, -size, before, cause), (event.storage, size, part, cause)]
+            live[event.storage] = (size, part)
+            continue
+        cause = causes.setdefault((event.phase, operator), len(causes))
+        if event.bytes > 0:
+            live[event.storage] = (event.bytes, part)
+        rows.append((event.storage, event.bytes, part, cause))
+    storages, sizes, held, why = zip(*rows, strict=True)
+    return Events(storages=storages, bytes=sizes, parts=held, causes=why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +192,7 @@ class RehearsalMeter:
 
     Args:
         storages: What is followed.
-        record: Whether the events of the steady step are kept.
+        recorded: Phases whose events are kept.
 
     Attributes:
         found: The peak of each phase.
@@ -103,10 +200,10 @@ class RehearsalMeter:
 
     context_bytes = 0
 
-    def __init__(self, storages: LiveStorages, *, record: bool) -> None:
+    def __init__(self, storages: LiveStorages, *, recorded: Container[Phase]) -> None:
         self.found: dict[Phase, Found] = {}
         self._storages = storages
-        self._record = record
+        self._recorded = recorded
 
     def load(self) -> nullcontext[None]:
         """Measure nothing: how a model is loaded depends on its files."""
@@ -118,7 +215,7 @@ class RehearsalMeter:
         gc.collect()
         storages = self._storages
         storages.enter("forward")
-        storages.restart(record=self._record and phase is Phase.STEADY)
+        storages.restart(record=phase in self._recorded)
         yield
         self.found[phase] = Found(
             bytes=storages.peak_bytes,
@@ -181,11 +278,9 @@ def _attempt(run: Callable[[], object]) -> CannotRehearse | None:
     return None
 
 
-def _rehearsal(
-    meter: RehearsalMeter, progress: Progress, spec: TrialSpec, *, seconds: float, note: str
-) -> Rehearsal:
-    found = meter.found
-    if spec.facts.workload.purpose == "inference":
+def _rehearsal(ran: _Ran, purpose: str) -> Rehearsal:
+    found = ran.meter.found
+    if purpose == "inference":
         found = {Phase.EVALUATE: found[Phase.EVALUATE]}
     phase = max(found, key=lambda phase: found[phase].bytes)
     shown = found.get(Phase.STEADY, found[phase])
@@ -195,12 +290,12 @@ def _rehearsal(
         within=found[phase].within,
         operator=found[phase].operator,
         anatomy={part: shown.parts.get(part, 0) for part in ANATOMY_PARTS},
-        peaks={str(phase): found.bytes for phase, found in meter.found.items()},
-        parameters=progress.parameters,
-        trained_parameters=progress.trained_parameters,
-        events=tuple((event.storage, event.bytes) for event in shown.events),
-        seconds=round(seconds, 4),
-        note=note,
+        peaks={str(phase): found.bytes for phase, found in ran.meter.found.items()},
+        parameters=ran.progress.parameters,
+        trained_parameters=ran.progress.trained_parameters,
+        events=tuple((event.storage, event.bytes) for event in shown.events if event.bytes),
+        seconds=round(ran.seconds, 4),
+        note=ran.note,
     )
 
 

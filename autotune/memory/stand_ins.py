@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,8 +23,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
-from autotune.knobs.stages import DataPlan, EvalPlan
-from autotune.memory import values
+from autotune.knobs.stages import DataPlan, EvalPlan, LoadPlan
+from autotune.memory import recall, values
 from autotune.memory.kernels import cuda_attention
 from autotune.memory.rehearsal import CannotRehearse
 from autotune.memory.shortcuts import shortcuts
@@ -34,12 +35,31 @@ CUDA_UNIT = 512
 """Bytes to whose multiples torch's CUDA allocator rounds every block."""
 
 _aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 _MASKED = frozenset({_aten.where, _aten.masked_fill, _aten.masked_fill_})
 """Operators with a mask, which is not brought to the dtype of the rest."""
 
 
 class Followed(LiveStorages):
     """Live storages of fake tensors, with answers to what programs ask of values."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say no: guarding every call costs as much as following it, and nothing is compiled."""
+        return False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is _DEVICE:  # asked for several times in every operator on fakes
+            fake = args[0]
+            in_kernel = fake.fake_mode.in_kernel_invocation
+            return func(*args) if in_kernel else fake.fake_device
+        return self.follow(func, types, args, kwargs or {})
 
     def compute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator on fakes; see `memory/values.py` for what stands in for its values."""
@@ -52,7 +72,7 @@ class Followed(LiveStorages):
             with disable_fake_tensor_cache(args[0].fake_mode):
                 return func(*args, **kwargs)
         try:
-            result = func(*args, **kwargs)
+            result = recall.run(func, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             return self._from_values(func, args, kwargs, error)
         values.learn(func, args, kwargs, result)
@@ -75,6 +95,39 @@ class Followed(LiveStorages):
         return result
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How large a model and its training batches are to be, in place of their own size.
+
+    Attributes:
+        layers: Blocks of the model; 0 for all that it has.
+        rows: Sequences of a batch.
+        columns: Tokens of a sequence.
+    """
+
+    layers: int
+    rows: int
+    columns: int
+
+    def of_batch(self, batch: Batch, length: int) -> Batch:
+        """Cut or repeat a batch.
+
+        Rows go or come at the end, columns at the beginning, so that padding stays.
+
+        Args:
+            batch: Tensors of a row for each sequence.
+            length: Tokens of its sequences: the columns of what has as many.
+        """
+        made = {}
+        for name, tensor in batch.items():
+            places = torch.arange(self.rows) % len(tensor)
+            made[name] = tensor[places]
+            if tensor.ndim > 1 and tensor.shape[1] == length:
+                columns = torch.arange(length - self.columns, length).clamp_min(0)
+                made[name] = made[name][:, columns]
+        return made
+
+
 class FakeStandIns:
     """Fake tensors in place of weights and batches; see `trial.training.StandIns`.
 
@@ -84,10 +137,14 @@ class FakeStandIns:
         storages: Follows them.
         counts_batches: Whether a batch's own memory counts: it lies outside of the allocator on a
             CPU, where it is not copied.
+        size: Another size for the model and its training batches; None for their own.
     """
 
-    def __init__(self, storages: LiveStorages, *, counts_batches: bool) -> None:
+    def __init__(
+        self, storages: LiveStorages, *, counts_batches: bool, size: Size | None = None
+    ) -> None:
         self.storages = storages
+        self.size = size
         self._counts_batches = counts_batches
 
     def objective(self, objective: Objective) -> Objective:
@@ -136,15 +193,24 @@ class _StoodIn:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._objective, name)
-        if name not in ("build", "build_teacher"):
+        if name != "build_teacher":
             return found
-        return lambda *args: self._stand_ins.model(found(*args))
+        return lambda: self._stand_ins.model(found())
+
+    def build(self, plan: LoadPlan, seed: int) -> nn.Module:
+        size = self._stand_ins.size
+        if size is not None:
+            plan = replace(plan, layers=size.layers)
+        return self._stand_ins.model(self._objective.build(plan, seed))
 
     def train_batches(self, plan: DataPlan, seed: int) -> Iterator[Batch]:
+        size = self._stand_ins.size
         batches = self._objective.train_batches(plan, seed)
         while True:
             with _disable_current_modes():
                 batch = next(batches)
+                if size is not None:
+                    batch = size.of_batch(batch, plan.sequence_length)
             yield self._stand_ins.batch(batch)
 
     def eval_batches(self, plan: EvalPlan, sequence_length: int) -> Sequence[Batch]:

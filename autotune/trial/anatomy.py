@@ -18,7 +18,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,23 +29,26 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 
 _PART_OF_PHASE = {"forward": "activations", "backward": "other", "optimizer": "other"}
-_DEVICE = torch.ops.prim.device.default
 _PLAIN = frozenset({Tensor, nn.Parameter, FakeTensor})
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """One event of a step: a storage comes to be, or goes.
+    """One event of a step: a storage comes to be, or goes, or moves to another part.
 
     Attributes:
-        storage: Number of the storage, from 1, the same in both of its events.
-        bytes: Its size; negative where it goes.
+        storage: Number of the storage, from 1, the same in all of its events.
+        bytes: Its size; negative where it goes, 0 where it moves.
         phase: What was going on; see `LiveStorages.phase`.
+        part: The part that it belongs to from now on, or belonged to.
+        operator: The operator that had just run, or an empty string.
     """
 
     storage: int
     bytes: int
     phase: str
+    part: str
+    operator: Any
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +121,7 @@ class LiveStorages(TorchDispatchMode):
         self.events = None
         if record:
             entries = sorted(self._entries.values(), key=lambda entry: entry.order)
-            self.events = [Allocation(e.order, e.bytes, "before") for e in entries]
+            self.events = [Allocation(e.order, e.bytes, "before", e.part, "") for e in entries]
         self.peak_bytes = 0
         self.peak_parts: dict[str, int] = {}
         self.peak_phase = ""
@@ -139,6 +142,7 @@ class LiveStorages(TorchDispatchMode):
                     self._parts[entry.part] -= entry.bytes
                     self._parts[part] += entry.bytes
                     entry.part = part
+                    self._tell(entry, 0)
         self._check()
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
@@ -163,15 +167,15 @@ class LiveStorages(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is _DEVICE:  # asked for several times in every operator on fakes
-            fake = args[0]
-            in_kernel = fake.fake_mode.in_kernel_invocation
-            return func(*args) if in_kernel else fake.fake_device
+        return self.follow(func, types, args, kwargs or {})
+
+    def follow(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and see what it allocates."""
         if any(kind not in _PLAIN and hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # let the subclass take itself apart first
         if self._pending is not None:
             self._settle()
-        result = self.compute(func, args, kwargs or {})
+        result = self.compute(func, args, kwargs)
         self._operator = func
         if isinstance(result, Tensor):
             self._see(result)
@@ -223,19 +227,16 @@ class LiveStorages(TorchDispatchMode):
         self._entries[key] = entry
         self.live_bytes += size
         self._parts[part] += size
-        if self.events is not None:
-            self.events.append(Allocation(entry.order, size, self.phase))
+        self._tell(entry, size)
 
     def _resize(self, entry: _Entry, size: int) -> None:
         """Count a storage that was resized as another one in its place."""
-        if self.events is not None:
-            self.events.append(Allocation(entry.order, -entry.bytes, self.phase))
+        self._tell(entry, -entry.bytes)
         self._order += 1
         self.live_bytes += size - entry.bytes
         self._parts[entry.part] += size - entry.bytes
         entry.bytes, entry.order = size, self._order
-        if self.events is not None:
-            self.events.append(Allocation(entry.order, size, self.phase))
+        self._tell(entry, size)
 
     def _free(self, key: int, entry: _Entry) -> None:
         if self._entries.get(key) is entry:
@@ -245,8 +246,13 @@ class LiveStorages(TorchDispatchMode):
     def _drop(self, entry: _Entry) -> None:
         self.live_bytes -= entry.bytes
         self._parts[entry.part] -= entry.bytes
-        if self.events is not None and entry.bytes:
-            self.events.append(Allocation(entry.order, -entry.bytes, self.phase))
+        if entry.bytes:
+            self._tell(entry, -entry.bytes)
+
+    def _tell(self, entry: _Entry, change: int) -> None:
+        if self.events is not None:
+            told = Allocation(entry.order, change, self.phase, entry.part, self._operator)
+            self.events.append(told)
 
     def _check(self) -> None:
         if self.live_bytes > self.peak_bytes:
@@ -289,28 +295,20 @@ class LiveStorages(TorchDispatchMode):
 
     def _forget_sum(self, events: list[Allocation], done: _Sum) -> None:
         """Take back that the new sum came and the old one went: one buffer held both."""
-        assert events[done.event].storage == done.new.order
-        gone = Allocation(done.old.order, -done.old.bytes, self.phase)
-        freed = next(
-            place
-            for place in range(done.event + 1, len(events))
-            if (events[place].storage, events[place].bytes) == (gone.storage, gone.bytes)
-        )
-        del events[freed], events[done.event]
-        done.new.order = done.old.order
+        number, replaced = done.old.order, done.new.order
+        after = events[done.event + 1 :]
+        gone = next(i for i, e in enumerate(after) if e.storage == number and e.bytes < 0)
+        after[gone] = replace(after[gone], bytes=0, part=done.new.part)
+        moved = [replace(e, storage=number) if e.storage == replaced else e for e in after]
+        events[done.event :] = moved
+        done.new.order = number
 
 
 @contextmanager
 def watch_step(
     storages: LiveStorages, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[None]:
-    """Follow one optimizer step: count what exists, and label gradients as they appear.
-
-    Args:
-        storages: Not entered yet; entered here.
-        model: On the device that `storages` follows.
-        optimizer: Its states are counted before and after the step.
-    """
+    """Follow one optimizer step with `storages`, which is entered here: see `label_step`."""
     with label_step(storages, model, optimizer), storages:
         yield
 
@@ -347,7 +345,7 @@ def label_step(
 
 
 def is_in_file(weight: Tensor) -> bool:
-    """Whether a weight lies in a memory-mapped file, so that the process needs no memory for it."""
+    """Whether a weight lies in a memory-mapped file, so that it takes no memory of the process."""
     return bool(getattr(weight, "in_file", False))
 
 

@@ -1,11 +1,14 @@
 """Rehearsed peaks beside measured ones, and what a rehearsal costs.
 
-Three parts, each in one run on one machine:
+Five parts, each in one run on one machine:
 
 - exactness: models times configurations, each rehearsed and then trained for real on the CPU in a
-  process of its own; the error of every phase's peak against the allocator's own record;
+  process of its own; the error of every phase's peak against the allocator's own record, beside
+  that of `accelerate estimate-memory` where accelerate is installed;
+- resident: larger models, what is predicted for the process against what the kernel saw;
 - speed: CPU seconds of rehearsals of GPT-2 small, each of another structure, beside torch's own
-  `MemTracker` on the same model and steps;
+  `MemTracker` on the same model and steps, and of asking again;
+- algebra: the cost of deriving a further scale, and the error against full rehearsals;
 - size: a Llama of 70 billion parameters, its seconds and the resident set of the process.
 
     python -m tests.benchmarks.rehearsal --json results/reference/rehearsal.json
@@ -14,26 +17,23 @@ Three parts, each in one run on one machine:
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autotune.core.config import Config
-from autotune.core.context import Device
 from autotune.core.domains import Value
 from autotune.core.outcome import Completed, Measurement, PeakKind, Phase, outcome_from_json
 from autotune.core.space import parse_space
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.knobs import BUILTIN
+from autotune.memory.predict import estimated
 from autotune.memory.rehearsal import CannotRehearse, Rehearsal
 from autotune.memory.rehearsal_worker import RehearsalWorker
 from autotune.plan import context_of
@@ -130,7 +130,18 @@ def describe(
 EXTRA: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2-small": ("causal_lm", "gpt2", SMALL),
     "llama-70b": ("causal_lm", "llama", LARGE),
+    "gpt2-wide": ("causal_lm", "gpt2", {**_GPT2, "n_embd": 768, "n_layer": 6}),
+    "llama-wide": ("causal_lm", "llama", {**_LLAMA, "hidden_size": 768, "intermediate_size": 2048,
+                                          "num_hidden_layers": 6}),
+    **{f"gpt2-{layers}": ("causal_lm", "gpt2", {**SMALL, "n_layer": layers})
+       for layers in (12, 24, 48)},
+}  # fmt: skip
+
+RESIDENT: dict[str, tuple[dict[str, Value], ...]] = {
+    "gpt2-wide": ({}, {"checkpointing": "full"}, {"zero_grad": "keep"}, {"optimizer": "lion"}),
+    "llama-wide": ({}, {"loss_chunks": 4}, {"accumulation": 2}, {"optimizer": "adafactor"}),
 }
+"""Configurations by model that take more than 500 MB."""
 
 
 def make_spec(facts: WorkloadFacts, folder: Path, config: Mapping[str, Value]) -> TrialSpec:
@@ -183,10 +194,14 @@ def exactness(folder: Path, models: Sequence[str], most: int) -> list[dict[str, 
     """Rehearse and measure; one row for each combination, printed as it is done."""
     rows: list[dict[str, Any]] = []
     runner = LocalRunner(slots=1)
-    print(f"{'model':<8}{'configuration':<52}{'rehearsed':>12}{'measured':>12}{'error':>10}")
+    print(
+        f"{'model':<8}{'configuration':<52}{'rehearsed':>12}{'measured':>12}{'error':>10}"
+        f"{'accelerate':>12}"
+    )
     with RehearsalWorker() as worker:
         for name in models:
             facts = describe(runner, folder, name, batch=8, tokens=64)
+            rule = rule_bytes(folder, name)
             for config in list(legal(facts))[:most]:
                 spec = make_spec(facts, folder, config)
                 label = Config(config, BUILTIN).describe(BUILTIN)
@@ -202,14 +217,18 @@ def exactness(folder: Path, models: Sequence[str], most: int) -> list[dict[str, 
                 peak = max(measured.peak(PeakKind.ALLOCATED, phase) for phase in PHASES)
                 print(
                     f"{name:<8}{label:<52}{rehearsed.peak_bytes / 2**20:>9.2f} MiB"
-                    f"{peak / 2**20:>8.2f} MiB{worst:>+10.4%}",
+                    f"{peak / 2**20:>8.2f} MiB{worst:>+10.4%}"
+                    + ("" if rule is None else f"{rule / peak - 1:>+12.1%}"),
                     flush=True,
                 )
                 rows.append({
                     "model": name, "config": config, "errors": found, "measured": peak,
                     "rehearsed": rehearsed.peak_bytes, "cpu_seconds": rehearsed.seconds,
+                    "accelerate": rule,
                 })  # fmt: skip
     runner.close()
+    if not any(row.get("accelerate") for row in rows):
+        print("accelerate is not installed, so what `accelerate estimate-memory` says is missing")
     return rows
 
 
@@ -227,129 +246,84 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def speed(folder: Path, repeats: int) -> dict[str, Any]:
-    """Return CPU seconds of rehearsals of GPT-2 small and of torch's tracker; in this process."""
-    from autotune.memory.rehearse import rehearse
-
+def resident(folder: Path) -> list[dict[str, Any]]:
+    """Hold what is predicted for a process against its resident set, for models of some size."""
+    rows: list[dict[str, Any]] = []
     runner = LocalRunner(slots=1)
-    facts = describe(runner, folder, "gpt2-small", batch=8, tokens=512)
+    print(f"\n{'model':<12}{'configuration':<40}{'predicted':>14}{'resident':>14}{'error':>10}")
+    with RehearsalWorker() as worker:
+        for name, configs in RESIDENT.items():
+            facts = describe(runner, folder, name, batch=4, tokens=64)
+            for config in configs:
+                spec = replace(make_spec(facts, folder, config), probe=True)
+                predicted = estimated(spec, worker).predicted_bytes
+                measured = measure(runner, spec)
+                peak = max(measured.peak(PeakKind.RESIDENT, phase) for phase in PHASES[:2])
+                print(
+                    f"{name:<12}{Config(config, BUILTIN).describe(BUILTIN):<40}"
+                    f"{predicted / 2**20:>10.1f} MiB{peak / 2**20:>10.1f} MiB"
+                    f"{predicted / peak - 1:>+10.2%}",
+                    flush=True,
+                )
+                rows.append({
+                    "model": name, "config": config, "predicted": predicted, "resident": peak,
+                })  # fmt: skip
     runner.close()
-    spec = make_spec(facts, folder, {})
-    kinds = {kind: replace(spec, device=Device(kind=kind)) for kind in ("cuda", "cpu")}
-    seconds: dict[str, list[float]] = {kind: [] for kind in (*kinds, "MemTracker")}
-    for number in range(repeats + 1):  # the first one imports, and does not count
-        length = 512 - 32 * number
-        workload = replace(facts.workload, sequence_length=length)
-        gc.collect()
-        gc.freeze()  # as the warm process does once it has imported everything
-        for kind, asked in kinds.items():
-            changed = replace(asked, facts=replace(facts, workload=workload))
-            _keep_prepared(folder, facts, changed.facts)
-            seconds[kind].append(rehearse(changed).seconds)
-        seconds["MemTracker"].append(tracker_seconds(length))
-    return {kind: values[1:] for kind, values in seconds.items()}
+    return rows
 
 
-def _keep_prepared(folder: Path, known: WorkloadFacts, changed: WorkloadFacts) -> None:
-    """Have the changed workload find the data of the one that was described."""
-    cache = folder / "cache"
-    new = cache / f"{changed.workload.objective}-{changed.workload.fingerprint}"
-    old = cache / f"{known.workload.objective}-{known.workload.fingerprint}"
-    if not new.exists():
-        new.symlink_to(old)
-
-
-def tracker_seconds(tokens: int) -> float:
-    """Return CPU seconds of torch's own tracker for the same model and two steps."""
+def rule_bytes(folder: Path, name: str) -> int | None:
+    """Return what `accelerate estimate-memory` says of training with Adam; None without it."""
+    try:
+        from accelerate.utils import calculate_maximum_sizes
+    except ImportError:
+        return None
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.mem_tracker import MemTracker
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    began = time.process_time()
-    with FakeTensorMode():
-        config = AutoConfig.for_model("gpt2", **SMALL, use_cache=False)
-        model = AutoModelForCausalLM.from_config(config).train()
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        ids = torch.zeros(8, tokens, dtype=torch.long)
-        tracker = MemTracker()
-        tracker.track_external(model, optimizer)
-        with tracker:
-            for _ in range(2):
-                logits = model(input_ids=ids).logits.float().flatten(0, 1)
-                torch.nn.functional.cross_entropy(logits, ids.flatten()).backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                del logits
-                tracker.reset_mod_stats()
-    return time.process_time() - began
+    causal = MODELS[name][0] == "causal_lm"
+    kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        model = kind.from_config(AutoConfig.from_pretrained(folder / name))
+    return int(calculate_maximum_sizes(model)[0]) * 4
 
 
-def size(folder: Path) -> dict[str, Any]:
-    """Rehearse a model of 70 billion parameters in this process."""
-    from autotune.memory.rehearse import rehearse
-
-    runner = LocalRunner(slots=1)
-    facts = describe(runner, folder, "llama-70b", batch=1, tokens=2048)
-    runner.close()
-    config: dict[str, Value] = {"precision": "bf16", "checkpointing": "full"}
-    spec = replace(make_spec(facts, folder, config), device=Device(kind="cuda"))
-    began = time.perf_counter()
-    found = rehearse(spec)
-    return {
-        "parameters": found.parameters,
-        "peak_bytes": found.peak_bytes,
-        "cpu_seconds": found.seconds,
-        "seconds": round(time.perf_counter() - began, 2),
-        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "note": found.note,
-    }
-
-
-def in_fresh_process(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def in_fresh_process(part: str, repeats: int) -> dict[str, Any]:
     """Run one part in a process that has not gone backward, and return what it printed."""
-    command = [sys.executable, "-m", "tests.benchmarks.rehearsal", "--child", part]
-    command += ["--repeats", str(arguments.repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "tests.benchmarks.rehearsal_speed", part]
+    command += ["--repeats", str(repeats)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def child(part: str, repeats: int) -> None:
-    """Do one part and print its result as JSON."""
-    with tempfile.TemporaryDirectory() as name:
-        result = speed(Path(name), repeats) if part == "speed" else size(Path(name))
-    print(json.dumps(result))
 
 
 def main() -> None:
     """Do the parts that were asked for, print them, and write the numbers if a file was named."""
+    from tests.benchmarks.rehearsal_speed import PARTS, shown
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--parts", nargs="+", default=["exactness", "speed", "size"])
+    parser.add_argument("--parts", nargs="+", default=["exactness", "resident", *PARTS])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--most", type=int, default=len(CONFIGS), help="configurations per model")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
-        child(arguments.child, arguments.repeats)
-        return
     document: dict[str, Any] = {"benchmark": "rehearsal", "versions": library_versions()}
-    if "exactness" in arguments.parts:
-        with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name:
+        if "exactness" in arguments.parts:
             rows = exactness(Path(name), arguments.models, arguments.most)
-        document |= {"rows": rows, "summary": summary(rows)}
-        print({k: f"{v:.4%}" if v < 1 else v for k, v in document["summary"].items()})
-    if "speed" in arguments.parts:
-        document["speed"] = in_fresh_process("speed", arguments)
-        for kind, seconds in document["speed"].items():
+            document |= {"rows": rows, "summary": summary(rows)}
+            print({k: f"{v:.4%}" if v < 1 else v for k, v in document["summary"].items()})
+        if "resident" in arguments.parts:
+            document["resident"] = resident(Path(name))
+            found = [abs(r["predicted"] / r["resident"] - 1) for r in document["resident"]]
             print(
-                f"GPT-2 small, {kind}: median {statistics.median(seconds):.2f} CPU s of {seconds}"
+                f"resident set: median error {statistics.median(found):.2%}, max {max(found):.2%}"
             )
-    if "size" in arguments.parts:
-        document["size"] = in_fresh_process("size", arguments)
-        print(document["size"])
+    for part in filter(arguments.parts.__contains__, PARTS):
+        document[part] = in_fresh_process(part, arguments.repeats)
+        print(*shown(part, document[part]), sep="\n", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from autotune.memory.allocator import (
     LARGE_SEGMENT,
+    LIMIT_PRECISION,
     MIB,
     SMALL_SEGMENT,
     CachingAllocator,
     Settings,
     SimulatedOutOfMemory,
+    least_limit,
     replay,
 )
 
@@ -142,3 +144,24 @@ def test_an_impossible_request_says_what_it_wanted() -> None:
     with pytest.raises(SimulatedOutOfMemory) as caught:
         CachingAllocator(limit_bytes=10 * MIB).allocate(11 * MIB)
     assert caught.value.requested == 11 * MIB
+
+
+@given(stream=streams())
+def test_the_least_limit_is_between_what_is_allocated_and_what_is_reserved(
+    stream: list[tuple[int, int]],
+) -> None:
+    free = replay(stream)
+    above = max(1, free.allocated_bytes // 2)
+    found = least_limit(stream, above=above)
+    assert not found.fits
+    assert free.allocated_bytes <= found.needed_bytes <= free.reserved_bytes
+    assert replay(stream, limit_bytes=found.needed_bytes).fits
+
+
+def test_the_least_limit_is_the_least() -> None:
+    # Without a limit the 60 MiB stay cached beside 70; what must be there at once are 70 and 20.
+    stream = [(1, 60 * MIB), (1, 0), (2, 70 * MIB), (3, 20 * MIB), (2, 0), (3, 0)]
+    assert replay(stream).reserved_bytes == 130 * MIB
+    found = least_limit(stream, above=40 * MIB)
+    assert found.needed_bytes == pytest.approx(90 * MIB, rel=2 * LIMIT_PRECISION)
+    assert not replay(stream, limit_bytes=90 * MIB - 1).fits

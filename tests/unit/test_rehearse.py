@@ -21,11 +21,12 @@ from autotune.core.errors import ModelError
 from autotune.core.outcome import ANATOMY_PARTS, PeakKind, Phase
 from autotune.core.workload import Workload
 from autotune.knobs.stages import StepPlan
-from autotune.memory import values
+from autotune.memory import recall, values
 from autotune.memory.rehearsal import CannotRehearse, Rehearsal
 from autotune.memory.rehearsal_worker import RehearsalWorker, memory_key
-from autotune.memory.rehearse import rehearse
+from autotune.memory.rehearse import rehearse, trace
 from autotune.memory.stand_ins import Followed, surroundings
+from autotune.memory.trace import Scale
 from autotune.trial import training
 from autotune.trial.anatomy import LiveStorages
 from autotune.trial.lifecycle import run_trial
@@ -156,6 +157,20 @@ def test_shortcuts_change_no_byte(
     monkeypatch.setattr(training, "REHEARSED_MICRO_BATCHES", 4)
     monkeypatch.setattr(stand_ins, "shortcuts", dict)
     assert rehearse(spec).peaks == short.peaks
+
+
+def test_operators_that_are_recalled_change_no_byte(
+    specs: dict[str, TrialSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"attention": "eager", "optimizer.kernel": "foreach", "checkpointing": "full"}
+    spec = replace(specs["text_classification"], config=config)
+    recalled = [rehearse(spec, record=True) for _ in range(2)]
+    monkeypatch.setattr(recall, "run", lambda func, args, kwargs: func(*args, **kwargs))
+    asked = rehearse(spec, record=True)
+    for found in recalled:
+        assert found.peaks == asked.peaks
+        assert found.anatomy == asked.anatomy
+        assert found.events == asked.events
 
 
 def trouble(folder: Path, kind: Callable[[str], float] | None = None) -> TrialSpec:
@@ -310,6 +325,26 @@ def test_a_worker_gives_the_same_and_remembers(
     began = time.perf_counter()
     assert worker.rehearse(replace(spec, number=7, threads=2)) is first
     assert time.perf_counter() - began < 0.01
+
+
+def test_a_worker_keeps_events_only_where_they_are_asked_for(
+    worker: RehearsalWorker, specs: dict[str, TrialSpec]
+) -> None:
+    spec = replace(specs["text_classification"], probe=True)
+    recorded = worker.rehearse(spec, record=True)
+    bare = worker.rehearse(spec)
+    assert recorded.events
+    assert bare == replace(recorded, events=())
+    assert worker.rehearse(spec, record=True) is recorded
+
+
+def test_a_worker_tells_every_event(worker: RehearsalWorker, specs: dict[str, TrialSpec]) -> None:
+    spec = specs["causal_lm"]
+    scale = Scale(layers=1, micro_batch=4, sequence_length=16)
+    for asked in (None, scale):
+        seen = worker.trace(spec, asked)
+        assert seen == replace(trace(spec, asked), seconds=seen.seconds)
+        assert set(seen.phases) == {"first", "steady", "evaluate"}
 
 
 def test_a_worker_has_cuda_semantics(worker: RehearsalWorker, specs: dict[str, TrialSpec]) -> None:
