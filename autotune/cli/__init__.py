@@ -21,10 +21,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "estimate": ("autotune.cli.estimate:estimate", "Predict the memory of one configuration."),
     "front": ("autotune.cli.front:front", "Show the trade-off between score and memory."),
     "show": ("autotune.cli.show:show", "Show a run, one trial, or what failed and why."),
+    "compare": ("autotune.cli.compare:compare", "Set two trials or two runs side by side."),
+    "report": ("autotune.cli.report:report", "Write the whole story of a run as one file."),
+    "replay": ("autotune.cli.replay:replay", "Run a trial again; do its numbers hold?"),
+    "export": ("autotune.cli.export:export", "Turn a trial into something that runs elsewhere."),
     "query": ("autotune.cli.query:query", "Ask the study database in SQL, read-only."),
     "spaces": ("autotune.cli.spaces:app", "List, show, check and copy search spaces and knobs."),
     "knobs": ("autotune.cli.knobs:app", "Measure what every knob does on this machine."),
     "doctor": ("autotune.cli.doctor:doctor", "Check this machine: device, libraries, disk."),
+    "guide": ("autotune.cli.guide:guide", "Show a page of the guide, or list them."),
 }
 """Import path and one-line help by command, in the order in which they are shown."""
 

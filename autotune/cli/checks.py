@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from autotune.core.context import Context, Device
 from autotune.core.units import GIB, format_gib
 from autotune.knobs import BUILTIN
 from autotune.knobs.accumulation import ACCUMULATION
+from autotune.memory.outside import outside_of, remember
 from autotune.runners.devices import detect_devices, installed_libraries, library_versions
 
 LEAST_DISK = GIB
@@ -31,7 +33,6 @@ print(f"{torch.__version__}, {cuda}, sees {seen} CUDA device{'s' * (seen != 1)}"
 _OPTIONAL = {
     "peft": ("peft", "LoRA on quantised weights"),
     "pandas": ("pandas", "Run.to_pandas"),
-    "scipy": ("samplers", "samplers gp and qmc"),
 }
 """Libraries that are not required: the extra that installs each, and what needs it."""
 
@@ -62,6 +63,7 @@ def machine_checks(results: Path, *, fast: bool) -> list[Check]:
     """
     devices = detect_devices()
     checks = [check_device(device) for device in devices]
+    checks += [check_outside(device, fast=fast) for device in devices if device.kind == "cuda"]
     checks += [check_nvml(), check_precision(devices[0]), check_knobs(devices[0])]
     checks += [check_python(), check_torch(fast=fast), *check_optional()]
     return [*checks, check_results(results)]
@@ -75,6 +77,41 @@ def check_device(device: Device) -> Check:
     found = f"{device.label} {device.name}, {free}{cores}{capability}"
     low = device.free_bytes < device.total_bytes * 0.1
     return Check(Verdict.WARNING if low else Verdict.GOOD, "device", found)
+
+
+def check_outside(device: Device, *, fast: bool) -> Check:
+    """Measure what a process holds on a CUDA device beside its tensors, and keep it.
+
+    Args:
+        device: A CUDA device.
+        fast: Whether to say only what is known of it.
+    """
+    name = f"{device.label} context"
+    if fast:
+        known = outside_of(device)
+        return Check(Verdict.GOOD, name, f"{format_gib(known.fixed_bytes)}, {known.source}")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "autotune.memory.measure_outside", device.label],
+            capture_output=True,
+            text=True,
+            timeout=_TORCH_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Check(Verdict.WARNING, name, f"was not measured within {_TORCH_SECONDS} s")
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return Check(Verdict.WARNING, name, f"cannot be measured: {lines[-1]}")
+    found = json.loads(done.stdout)
+    said = (
+        f"{format_gib(found['context_bytes'])} of a process beside its tensors, "
+        f"{format_gib(found['workspace_bytes'])} of workspaces"
+    )
+    try:
+        return Check(Verdict.GOOD, name, f"{said}; kept in {remember(device, **found)}")
+    except OSError as error:
+        return Check(Verdict.WARNING, name, f"{said}; cannot be kept: {error}")
 
 
 def check_precision(device: Device) -> Check:

@@ -25,7 +25,7 @@ def doctor(
     """Check this machine: device, libraries, disk.
 
     Args:
-        fast: Leave out what takes seconds: starting torch.
+        fast: Leave out what takes seconds: starting torch, measuring a process on each GPU.
         common: Options of every command.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
@@ -31,11 +32,15 @@ from autotune.storage.run import Run
 
 MEASURED = ("peak_gib", "footprint_gib", "seconds", "throughput", "step_seconds")
 REFERENCES = ("best", "baseline")
-EXAMPLE = 'autotune front --where "peak_gib <= 4 and accuracy >= 0.98 * best"'
+EXAMPLE = 'autotune front --where "peak_gib <= 4 and accuracy >= best - 0.5%"'
+_PERCENT = re.compile(
+    rf"\b({'|'.join(REFERENCES)})\s*([-+])\s*(\d+(?:\.\d+)?)\s*%(?!\s*(?!and\b|or\b)[\w.(])"
+)
 
 _PICKS: Mapping[str, Callable[[Picks], TrialRecord | None]] = {
     "knee": lambda picks: picks.knee,
     "accuracy": lambda picks: picks.best_accuracy,
+    "cheapest": lambda picks: picks.cheapest,
     "memory": lambda picks: picks.least_memory,
 }
 
@@ -46,7 +51,7 @@ def front(
     *,
     where: Annotated[str | None, Parameter(metavar="EXPRESSION", show_default=False)] = None,
     all_: Annotated[bool, Parameter(name="--all"), Flag] = False,
-    pick: Annotated[Literal["knee", "accuracy", "memory"] | None, Parameter()] = None,
+    pick: Annotated[Literal["knee", "accuracy", "cheapest", "memory"] | None, Parameter()] = None,
     storage: Storage = None,
     common: Common = Common(),  # noqa: B008  (frozen; cyclopts fills in what was typed)
 ) -> None:
@@ -54,9 +59,11 @@ def front(
 
     Args:
         run: The run; by default the latest.
-        where: Only trials for which this holds: "peak_gib <= 4 and accuracy >= 0.98 * best".
+        where: Only trials for which this holds: "peak_gib <= 4 and accuracy >= best - 0.5%"; a
+            percentage is one of the best score, or of the baseline's, before it.
         all_: Every trial that completed, also those off the front.
-        pick: Only one trial: the knee, the best score, or the least memory.
+        pick: Only one trial: the knee, the best score, the cheapest within 1% of it, or the least
+            memory.
         storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
         common: Options of every command.
     """
@@ -93,8 +100,10 @@ def matching(run: Run, records: list[TrialRecord], where: str | None) -> list[Tr
         return records
     metrics = [metric.name for metric in run.spec.facts.metrics]
     knobs = [knob.name for knob in BUILTIN]
+    spelled = spell_percent(where)
+    sizes = [f"{name}.size" for name in REFERENCES if f"{name}.size" in spelled]
     try:
-        expression = compile_expression(where, [*metrics, *MEASURED, *REFERENCES, *knobs])
+        expression = compile_expression(spelled, [*metrics, *MEASURED, *REFERENCES, *sizes, *knobs])
     except BadValue as error:
         raise BadValue(
             error.message, where="--where", context=error.context, help=EXAMPLE
@@ -103,6 +112,17 @@ def matching(run: Run, records: list[TrialRecord], where: str | None) -> list[Tr
         raise BadValue(f"'{where}' is not true or false", where="--where", help=EXAMPLE)
     references = _references(run, expression)
     return [record for record in records if expression.holds(_values(record, references))]
+
+
+def spell_percent(where: str) -> str:
+    """Return an expression with `best - 0.5%` spelled out: 0.5 % of the size of the best score.
+
+    The grammar reads `%` as the remainder of a division, so only a percentage that follows `best`
+    or `baseline`, and that nothing follows to divide by, is one.
+    """
+    return _PERCENT.sub(
+        lambda found: f"({found[1]} {found[2]} {float(found[3]) / 100:g} * {found[1]}.size)", where
+    )
 
 
 def _references(run: Run, expression: Expression) -> dict[str, Value]:
@@ -114,6 +134,7 @@ def _references(run: Run, expression: Expression) -> dict[str, Value]:
         score = record.score(run.metric) if record else None
         if score is not None:
             found[name] = score.value
+            found[f"{name}.size"] = abs(score.value)
         elif name in expression.names:
             raise BadValue(
                 f"'{name}' has no score in run '{run.name}', so nothing compares with it",
@@ -162,6 +183,7 @@ def _next(run: Run, record: TrialRecord | None, options: str) -> Listing:
         command = f"autotune show {run.name}/{record.number}{options}"
         rows.append((command, "one configuration, where its memory goes"))
         rows.append((f"autotune front {run.name}{options} --all", "also what is off the front"))
+        rows.append((f"autotune report {run.name}{options}", "the full story as one HTML file"))
     else:
         rows.append((f"autotune show {run.name}{options}", "what came of its trials"))
     return Listing("Next", rows)

@@ -12,6 +12,7 @@ from autotune.cli.watch import finish, watching
 from autotune.core.errors import BadValue
 from autotune.core.units import parse_duration
 from autotune.plan import DEFAULT_OBJECTIVE, DEFAULT_TRIALS, Settings
+from autotune.search.proposers import DEFAULT_SAMPLER
 
 BUDGET = Group("Budget", sort_key=0)
 WHAT = Group("What is trained", sort_key=1)
@@ -38,9 +39,11 @@ def run(
     ] = (),
     trials: Annotated[int, Parameter(group=HOW)] = DEFAULT_TRIALS,
     time: Annotated[str | None, Parameter(group=HOW, metavar="TIME")] = None,
-    sampler: Annotated[str, Parameter(group=HOW, metavar="NAME")] = "tpe",
+    until: Annotated[str, Parameter(group=HOW, metavar="stable", show_default=False)] = "",
+    sampler: Annotated[str, Parameter(group=HOW, metavar="NAME")] = DEFAULT_SAMPLER,
     seed: Annotated[int, Parameter(group=HOW)] = 0,
     dry_run: Annotated[bool, Parameter(group=HOW), Flag] = False,
+    verify: Annotated[bool, Parameter(group=HOW), Flag] = False,
     device: Annotated[
         str | None, Parameter(group=WHERE, metavar="DEVICE", env_var="AUTOTUNE_DEVICE")
     ] = None,
@@ -68,9 +71,11 @@ def run(
         set_: Narrow a knob to one value or several: precision=bf16, lora.rank=8,16.
         trials: Most trials.
         time: Most time, such as 90s, 30m or 2h; trials that run by then are finished.
-        sampler: tpe, nsga2, gp, random or qmc.
+        until: `stable` ends the search when a further trial is expected to add next to nothing.
+        sampler: frontier, tpe, nsga2, gp, random or qmc.
         seed: Of the search and of every training.
         dry_run: Say what would be done, and from where each setting comes; train nothing.
+        verify: Run the trials worth looking at again at the end, and see that their numbers hold.
         device: cpu, cuda or cuda:1; by default the first accelerator, or else the CPU.
         jobs: Trials side by side; by default one per accelerator, or as memory and cores allow.
         name: Name of the run and of its folder; by default the objective and the time.
@@ -96,6 +101,7 @@ def run(
         steps=steps,
         seed=seed,
         sampler=sampler,
+        until=until,
         jobs=jobs,
         device=device,
     )
@@ -103,7 +109,7 @@ def run(
         from autotune.cli.dry_run import show_plan
 
         return show_plan(settings, common)
-    return _search(settings, name, storage, common)
+    return _search(settings, name, storage, common, verify=verify)
 
 
 def parse_overrides(typed: Sequence[str]) -> dict[str, str]:
@@ -126,11 +132,13 @@ def parse_overrides(typed: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _search(settings: Settings, name: str | None, storage: str | None, common: Common) -> int:
+def _search(
+    settings: Settings, name: str | None, storage: str | None, common: Common, *, verify: bool
+) -> int:
     from autotune.tuner import start
 
     with watching(common) as observers:
         found = start(
             settings, name=name, results=common.results, storage=storage, observers=observers
         )
-    return finish(found, common, storage)
+    return finish(found, common, storage, verify=verify)

@@ -8,11 +8,14 @@ from cyclopts import Parameter
 
 from autotune.cli.options import Common, Flag, Storage
 from autotune.core.errors import UsageError
+from autotune.core.outcome import Completed
+from autotune.core.units import GIB
 from autotune.knobs import BUILTIN
 from autotune.report.document import (
     SCHEMA,
     FailedDocument,
     ShowDocument,
+    WhyDocument,
     run_document,
     run_head,
     trial_details,
@@ -20,6 +23,7 @@ from autotune.report.document import (
 from autotune.report.failures import causes
 from autotune.report.summary import summary
 from autotune.report.trial import causes_screen, trial_screen
+from autotune.report.why import explain, why_screen, why_values
 from autotune.storage.run import Run, find_run
 
 
@@ -28,6 +32,7 @@ def show(
     /,
     *,
     failed: Annotated[bool, Flag] = False,
+    why: Annotated[bool, Flag] = False,
     storage: Storage = None,
     common: Common = Common(),  # noqa: B008  (frozen; cyclopts fills in what was typed)
 ) -> None:
@@ -36,12 +41,17 @@ def show(
     Args:
         run: A run, or a trial of it such as qwen-16gb/17; by default the latest run.
         failed: What did not fit or finish, grouped by cause, and what to do about it.
+        why: Of a trial: each knob's share of what it saves, from trials that were run.
         storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
         common: Options of every command.
     """
     found, number = find_run(run, results=common.results, storage=storage)
     options = common.where(storage)
-    if failed:
+    if failed and why:
+        raise UsageError("--failed is about a run, --why about a trial", help="give one of them")
+    if why:
+        _show_why(found, number, common, options)
+    elif failed:
         if number is not None:
             raise UsageError(
                 "--failed is about a whole run, not about one trial",
@@ -61,8 +71,32 @@ def show(
         common.show(document, trial_screen(found, record, BUILTIN, options=options))
 
 
+def _show_why(run: Run, number: int | None, common: Common, options: str) -> None:
+    if number is None:
+        knee = run.picks().knee
+        example = f"{run.name}/{knee.number if knee else 17}"
+        raise UsageError("--why is about one trial", help=f"autotune show {example} --why{options}")
+    record = run.trial(number)
+    if not isinstance(record.outcome, Completed):
+        raise UsageError(
+            f"trial {number} did not complete, so there is no saving to explain",
+            help=f"autotune show {run.name}/{number}{options}",
+        )
+    found = explain(run, record, BUILTIN)
+    document: WhyDocument = {
+        "schema": SCHEMA,
+        "run": run_head(run),
+        "trial": number,
+        "peak_gib": found.peak_bytes / GIB,
+        "baseline": found.baseline,
+        "baseline_gib": found.baseline_bytes / GIB or None,
+        "shares": why_values(found),
+    }
+    common.show(document, *why_screen(run, found, BUILTIN, options=options))
+
+
 def _show_failed(run: Run, common: Common, options: str) -> None:
-    groups = causes(run.records, run.name, options)
+    groups = causes(run.records, run.name, options, BUILTIN)
     document: FailedDocument = {
         "schema": SCHEMA,
         "run": run_head(run),
@@ -72,8 +106,9 @@ def _show_failed(run: Run, common: Common, options: str) -> None:
                 "trials": [record.number for record in group.records],
                 "detail": group.detail,
                 "help": group.help,
+                "fix": group.fix,
             }
             for group in groups
         ],
     }
-    common.show(document, causes_screen(groups, run))
+    common.show(document, causes_screen(groups, run, options=options))

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
+from rich.console import RenderableType
 from rich.text import Text
 
-from autotune.cli.options import Common
+from autotune.cli.count import asked_for, count_fitting
+from autotune.cli.options import Common, whole_number
 from autotune.cli.space_schema import space_schema
 from autotune.core.context import Context
-from autotune.core.errors import StorageError
+from autotune.core.errors import BadValue, StorageError
 from autotune.core.knob import Knob
 from autotune.core.space import (
     Space,
@@ -24,6 +26,8 @@ from autotune.core.space import (
     parse_space,
     shipped_spaces,
 )
+from autotune.core.units import parse_duration
+from autotune.estimate import budget_for
 from autotune.knobs import BUILTIN
 from autotune.knobs import knob as find_knob
 from autotune.report.document import SCHEMA
@@ -37,6 +41,7 @@ from autotune.report.spaces import (
     space_show_document,
 )
 from autotune.report.text import Column, Listing, make_table
+from autotune.runners.device_table import find_device
 from autotune.runners.devices import installed_libraries, pick_device
 from autotune.trial.objective import OBJECTIVES
 
@@ -46,6 +51,7 @@ Device = Annotated[
     str | None, Parameter(env_var="AUTOTUNE_DEVICE", metavar="DEVICE", show_default=False)
 ]
 _COMMON = Common()
+COUNT = Group("Counting what fits a budget", sort_key=0)
 
 USUAL_BATCH = 32
 """Stands for the global batch that the objective will have, where the space names none."""
@@ -85,23 +91,62 @@ def list_spaces(*, common: Common = _COMMON) -> None:
 
 
 @app.command(name="show", sort_key=1)
-def show(name: str, /, *, device: Device = None, common: Common = _COMMON) -> None:
-    """Show a space: its knobs, its size, and what is blocked on this machine.
+def show(
+    name: str,
+    /,
+    *,
+    budget: Annotated[str | None, Parameter(group=COUNT, metavar="SIZE")] = None,
+    objective: Annotated[str | None, Parameter(group=COUNT, metavar="NAME")] = None,
+    model: Annotated[str | None, Parameter(group=COUNT, metavar="MODEL")] = None,
+    data: Annotated[str | None, Parameter(group=COUNT, metavar="DATA")] = None,
+    batch: Annotated[int | None, Parameter(group=COUNT, metavar="N")] = None,
+    sequence_length: Annotated[int | None, Parameter(group=COUNT, metavar="N")] = None,
+    time: Annotated[str, Parameter(group=COUNT, metavar="TIME")] = "2m",
+    device: Device = None,
+    common: Common = _COMMON,
+) -> None:
+    """Show a space: its knobs, its size, what is blocked on this machine, and how much of it fits.
 
     Args:
         name: Name or file of a space.
-        device: cpu, cuda or cuda:1; by default the first accelerator, or else the CPU.
+        budget: Count how many configurations fit: 16GB, or `auto` for what the device has.
+        objective: What to train for; by default what the model was made for.
+        model: A folder with config.json, or a hub name; by default the objective's own.
+        data: A file or folder; by default random data of the right shapes.
+        batch: Sequences per optimizer step; by default what the space or the objective says.
+        sequence_length: Tokens per sequence; by default what the space or the objective says.
+        time: Most time for counting; a space that takes longer is sampled.
+        device: cpu, cuda or cuda:1; with a budget also one that is not here, such as A100-80GB.
         common: Options of every command.
     """
     space = load_space(name, BUILTIN)
-    context = _here(device, space)
-    lines = [(f"autotune run --budget 16GB --space {name}", "search it")]
-    common.show(
-        space_show_document(space, context),
-        space_screen(space, context),
-        Text(),
-        Listing("Next", lines),
-    )
+    lines = [(f"autotune run --budget {budget or '16GB'} --space {name}", "search it")]
+    if budget is None:
+        if objective or model or data:
+            raise BadValue(
+                "a model is needed only to count what fits", help="add --budget 16GB, or auto"
+            )
+        context = _here(device, space)
+        document, more = space_show_document(space, context), list[RenderableType]()
+    else:
+        asked = asked_for(
+            space,
+            objective=objective,
+            model=model,
+            data=data,
+            batch=0 if batch is None else whole_number("batch", batch, 1),
+            sequence_length=0
+            if sequence_length is None
+            else whole_number("sequence-length", sequence_length, 1),
+        )
+        place, seconds = find_device(device), parse_duration(time)
+        allowed = budget_for(budget, place)
+        assert allowed is not None  # there is none only for none
+        context, fits, screen = count_fitting(
+            space, asked, place, allowed, seconds=seconds, common=common
+        )
+        document, more = {**space_show_document(space, context), "fits": fits}, [screen]
+    common.show(document, space_screen(space, context), *more, Text(), Listing("Next", lines))
 
 
 @app.command(name="check", sort_key=2)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.text import Text
 
 from autotune.cli.options import Common
+from autotune.cli.replay import DIFFERS, repeat_document, repeat_screen, replay_picks
 from autotune.core.errors import AutotuneError
 from autotune.core.observer import Observer
 from autotune.core.outcome import Crashed
@@ -40,8 +41,14 @@ def watching(common: Common) -> Iterator[Sequence[Observer]]:
             display.close()
 
 
-def finish(run: Run, common: Common, storage: str | None) -> int:
+def finish(run: Run, common: Common, storage: str | None, *, verify: bool = False) -> int:
     """Show what a run has come to.
+
+    Args:
+        run: The run.
+        common: Options of every command.
+        storage: URL of its study database, if that is not in its folder.
+        verify: Whether the trials worth looking at are run again first.
 
     Returns:
         The exit status.
@@ -54,11 +61,17 @@ def finish(run: Run, common: Common, storage: str | None) -> int:
     if not interrupted:
         check_that_not_all_crashed(run, where)
     screen = summary(run, BUILTIN, width=common.out.width, options=where)
-    common.show(run_document(run, BUILTIN), screen)
+    repeats = replay_picks(run, common) if verify and not interrupted else []
+    document = dict(run_document(run, BUILTIN))
+    if verify:
+        document["replayed"] = [repeat_document(run, repeat) for repeat in repeats]
+    common.show(document, screen, *(p for r in repeats for p in (Text(), *repeat_screen(run, r))))
     if interrupted:
         words = f"Interrupted, and nothing is lost: `autotune resume {run.name}{where}` continues."
         common.err.print(Text(words))
         return INTERRUPTED
+    if not all(repeat.holds for repeat in repeats):
+        return DIFFERS
     return 0 if run.front() else 1
 
 

@@ -99,6 +99,7 @@ class PickDocument(TypedDict):
 
     best_accuracy: int | None
     knee: int | None
+    cheapest: int | None
     least_memory: int | None
 
 
@@ -113,6 +114,8 @@ class EffectDocument(TypedDict):
     score: float
     exact: bool
     speed: float | None
+    peak_error_gib: float | None
+    score_error: float | None
 
 
 class RunDocument(TypedDict):
@@ -144,6 +147,18 @@ class ShowDocument(TypedDict):
     trial: TrialDetails
 
 
+class WhyDocument(TypedDict):
+    """`show RUN/N --why`."""
+
+    schema: int
+    run: RunHead
+    trial: int
+    peak_gib: float
+    baseline: int | None
+    baseline_gib: float | None
+    shares: Sequence[Mapping[str, object]]
+
+
 class CauseDocument(TypedDict):
     """Trials that did not complete for one cause."""
 
@@ -151,6 +166,7 @@ class CauseDocument(TypedDict):
     trials: Sequence[int]
     detail: str
     help: str
+    fix: str
 
 
 class FailedDocument(TypedDict):
@@ -159,6 +175,51 @@ class FailedDocument(TypedDict):
     schema: int
     run: RunHead
     causes: Sequence[CauseDocument]
+
+
+class FileDocument(TypedDict):
+    """A file that was written."""
+
+    path: str
+    bytes: int
+
+
+class SectionDocument(TypedDict):
+    """A section of the report, and why it is not there if it is not."""
+
+    name: str
+    declined: str | None
+
+
+class ReportDocument(TypedDict):
+    """`report`."""
+
+    schema: int
+    run: RunHead
+    files: Sequence[FileDocument]
+    sections: Sequence[SectionDocument]
+
+
+class QuantityDocument(TypedDict):
+    """One measured quantity of both sides of a comparison."""
+
+    name: str
+    a: float | None
+    b: float | None
+    difference: float | None
+    error: float | None
+    told: bool | None
+
+
+class CompareDocument(TypedDict):
+    """`compare`."""
+
+    schema: int
+    a: str
+    b: str
+    differs: Sequence[Mapping[str, str]]
+    quantities: Sequence[QuantityDocument]
+    notes: Sequence[str]
 
 
 class QueryDocument(TypedDict):
@@ -223,6 +284,7 @@ def pick_document(run: Run) -> PickDocument:
     return {
         "best_accuracy": picks.best_accuracy.number if picks.best_accuracy else None,
         "knee": picks.knee.number if picks.knee else None,
+        "cheapest": picks.cheapest.number if picks.cheapest else None,
         "least_memory": picks.least_memory.number if picks.least_memory else None,
     }
 
@@ -286,6 +348,8 @@ def effect_document(effect: Effect) -> EffectDocument:
         "score": effect.score,
         "exact": effect.exact,
         "speed": effect.speed,
+        "peak_error_gib": None if effect.peak_error is None else effect.peak_error / GIB,
+        "score_error": effect.score_error,
     }
 
 

@@ -12,13 +12,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 from autotune.core.domains import Choice, Value
 from autotune.core.knob import Knob, Numerics
 from autotune.core.outcome import Completed
 from autotune.core.record import TrialRecord
 from autotune.core.workload import Metric
+from autotune.report.intervals import mean_error, score_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,9 @@ class Effect:
         score: Mean difference of scores; exactly 0 by promise if `exact`.
         exact: Whether the knob promises the same loss.
         speed: Mean ratio of tokens per second, less 1; None if it was not measured.
+        peak_error: Half width of the 95 % interval of the mean difference of peaks; None with one
+            pair.
+        score_error: The same of scores; with one pair, from the standard errors of the two.
     """
 
     knob: str
@@ -44,6 +48,12 @@ class Effect:
     score: float
     exact: bool
     speed: float | None
+    peak_error: float | None = None
+    score_error: float | None = None
+
+
+Pair = tuple[TrialRecord, TrialRecord]
+"""Two trials that differ in one knob only, the one nearer to neutral first."""
 
 
 def knob_effects(
@@ -59,27 +69,50 @@ def knob_effects(
     Returns:
         Effects by descending saving of memory.
     """
-    complete = [(r, r.config.complete(knobs)) for r in records if _has_score(r, metric)]
-    pairs: dict[tuple[str, Value, Value], list[tuple[TrialRecord, TrialRecord]]] = {}
-    for (first, a), (second, b) in combinations(complete, 2):
-        differing = [knob for knob in knobs if a[knob.name] != b[knob.name]]
-        if len(differing) != 1:
-            continue
-        knob = differing[0]
-        one, other = (first, a), (second, b)
-        if _rank(knob, a[knob.name]) > _rank(knob, b[knob.name]):
-            one, other = other, one
-        step = (knob.name, one[1][knob.name], other[1][knob.name])
-        pairs.setdefault(step, []).append((one[0], other[0]))
     by_name = {knob.name: knob for knob in knobs}
-    found = [_effect(by_name[s[0]], s, matched, metric) for s, matched in pairs.items()]
+    matched = matched_pairs(records, metric, knobs)
+    found = [_effect(by_name[step[0]], step, pairs, metric) for step, pairs in matched.items()]
     return sorted(found, key=lambda effect: (effect.peak_bytes, effect.knob, str(effect.after)))
+
+
+def matched_pairs(
+    records: Sequence[TrialRecord], metric: Metric, knobs: Sequence[Knob]
+) -> dict[tuple[str, Value, Value], list[Pair]]:
+    """Return pairs of completed trials that differ in one knob only, by `(knob, before, after)`.
+
+    Args:
+        records: The trials; those that did not complete are ignored.
+        metric: What is searched for.
+        knobs: Every knob.
+    """
+    alike: dict[tuple[str, frozenset[tuple[str, Value]]], list[TrialRecord]] = {}
+    complete = [record for record in records if _has_score(record, metric)]
+    for record, knob in product(complete, knobs):
+        rest = frozenset(item for item in record.config.items() if item[0] != knob.name)
+        alike.setdefault((knob.name, rest), []).append(record)
+    by_name = {knob.name: knob for knob in knobs}
+    pairs: dict[tuple[str, Value, Value], list[Pair]] = {}
+    for (name, _), members in alike.items():
+        for pair in combinations(members, 2):
+            values = [record.config.get(name, by_name[name].neutral) for record in pair]
+            if values[0] == values[1]:
+                continue
+            turned = _rank(by_name[name], values[0]) > _rank(by_name[name], values[1])
+            (one, other), (before, after) = (pair[::-1], values[::-1]) if turned else (pair, values)
+            pairs.setdefault((name, before, after), []).append((one, other))
+    return pairs
+
+
+def differing(a: TrialRecord, b: TrialRecord, knobs: Sequence[Knob]) -> tuple[str, ...]:
+    """Return the names of the knobs in which two trials differ."""
+    one, other = a.config.complete(knobs), b.config.complete(knobs)
+    return tuple(name for name, value in one.items() if value != other[name])
 
 
 def _effect(
     knob: Knob,
     step: tuple[str, Value, Value],
-    pairs: Sequence[tuple[TrialRecord, TrialRecord]],
+    pairs: Sequence[Pair],
     metric: Metric,
 ) -> Effect:
     peaks, scores, speeds = [], [], []
@@ -98,7 +131,17 @@ def _effect(
         score=statistics.fmean(scores),
         exact=knob.numerics is Numerics.EXACT,
         speed=statistics.fmean(speeds) if speeds else None,
+        peak_error=mean_error(peaks),
+        score_error=_score_error(pairs, scores, metric),
     )
+
+
+def _score_error(
+    pairs: Sequence[Pair], differences: Sequence[float], metric: Metric
+) -> float | None:
+    if len(pairs) > 1:
+        return mean_error(differences)
+    return score_error(pairs[0][0].score(metric), pairs[0][1].score(metric))
 
 
 def _numbers(record: TrialRecord, metric: Metric) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ from autotune.core.workload import WorkloadFacts
 from autotune.estimate import Saving, Verdict
 from autotune.knobs import BUILTIN
 from autotune.memory.predict import COVERAGE, Estimate
+from autotune.memory.rehearsal import Rehearsal
 from autotune.report.document import SCHEMA
 from autotune.report.spaces import grouped
 from autotune.report.text import Column, Listing, make_table
@@ -33,10 +34,18 @@ _WITHIN = {
     "optimizer": "the optimizer's update",
 }
 _PHASES = {
+    "load": "loading",
     "first": "the first step",
     "steady": "a steady step",
     "evaluate": "the evaluation",
 }
+
+
+_BEYOND = (
+    ("first step", "the first step"),
+    ("loading", "loading"),
+    ("evaluation", "the evaluation"),
+)
 
 
 class PeakPlace(TypedDict):
@@ -81,7 +90,7 @@ class BudgetDocument(TypedDict):
 
 
 class EstimateDocument(TypedDict):
-    """`estimate`."""
+    """`estimate`; with `measured`, a probe measured all of it, and the interval is a point."""
 
     schema: int
     config: Mapping[str, Value]
@@ -97,6 +106,7 @@ class EstimateDocument(TypedDict):
     parameters: int
     trained_parameters: int
     parts_gib: Mapping[str, float]
+    measured: bool
     predicted_gib: IntervalDocument
     peak: PeakPlace
     budget: BudgetDocument | None
@@ -131,6 +141,7 @@ def estimate_document(
         "parameters": rehearsal.parameters,
         "trained_parameters": rehearsal.trained_parameters,
         "parts_gib": {name: size / GIB for name, size in estimate.parts.items()},
+        "measured": estimate.measured,
         "predicted_gib": {
             "low": interval.low / GIB,
             "middle": interval.middle / GIB,
@@ -144,7 +155,7 @@ def estimate_document(
         },
         "budget": None if verdict is None else _budget_document(verdict),
         "seconds": rehearsal.seconds,
-        "note": " ".join(filter(None, (facts.note, rehearsal.note))),
+        "note": " ".join(filter(None, (facts.note, rehearsal.note, rehearsal.derived))),
     }
 
 
@@ -167,29 +178,39 @@ def estimate_screen(
         (_NAMES.get(part, _outside_name(device) if part == "outside" else part), gib(size, 3), how)
         for part, size, how in _rows(estimate, facts, device)
     ]
-    interval = estimate.interval
-    rows.append(
-        (
-            "predicted peak",
-            gib(interval.middle, 3),
-            f"{COVERAGE:.0%} interval {gib(interval.low)} to {gib(interval.high)}, "
-            "before any measurement",
-        )
-    )
-    within = _WITHIN.get(rehearsal.within, rehearsal.within)
-    phase = _PHASES.get(rehearsal.phase, rehearsal.phase)
+    rows.append(_total(estimate))
     parts: list[RenderableType] = [
         Text(title, style="bold"),
         Text(f"{_data(facts)}, for {device.kind} ({name})"),
         Text(),
         make_table(columns, rows),
         Text(),
-        Text(f"The peak is in {phase}, in {within}, after {rehearsal.operator}."),
+        Text(_place(rehearsal)),
     ]
-    parts += [Text(note) for note in (facts.note, rehearsal.note) if note]
+    parts += [Text(note) for note in (facts.note, rehearsal.note, rehearsal.derived) if note]
     if verdict is not None:
         parts += [Text(), *_verdict(estimate, verdict)]
     return [*parts, Text(), _next(verdict, device)]
+
+
+def _total(estimate: Estimate) -> tuple[str, str, str]:
+    interval = estimate.interval
+    if estimate.measured:
+        return "measured peak", gib(interval.middle, 3), "what the budget is held against"
+    how = (
+        f"{COVERAGE:.0%} interval {gib(interval.low)} to {gib(interval.high)}, "
+        "before any measurement"
+    )
+    return "predicted peak", gib(interval.middle, 3), how
+
+
+def _place(rehearsal: Rehearsal) -> str:
+    """Say where the peak is."""
+    phase = _PHASES.get(rehearsal.phase, rehearsal.phase)
+    if not rehearsal.within:
+        return f"The peak of tensors is in {phase}."
+    within = _WITHIN.get(rehearsal.within, rehearsal.within)
+    return f"The peak is in {phase}, in {within}, after {rehearsal.operator}."
 
 
 def _rows(
@@ -222,11 +243,11 @@ def _how(part: str, size: int, estimate: Estimate, facts: WorkloadFacts, device:
         f"{pieces}",
         "inputs": "the batch on the device",
         "other": "temporary results that are alive at the peak",
-        "first step": "the greatest peak is that of the first step, by this much",
-        "allocator": "what it reserves beyond the tensors, simulated",
-        "outside": "assumed for driver and kernels; differs between machines"
-        if device.kind == "cuda"
-        else "assumed: heap that the process keeps",
+        **{name: f"the greatest peak is that of {phase}, by this much" for name, phase in _BEYOND},
+        "workspace": "of cuBLAS, one for each thread that multiplies",
+        "allocator": "what it reserves beyond the tensors, "
+        + ("measured" if estimate.measured else "simulated"),
+        "outside": estimate.outside_source,
     }
     return said.get(part, "")
 
@@ -264,6 +285,8 @@ def _verdict(estimate: Estimate, verdict: Verdict) -> Iterator[RenderableType]:
         yield Text(f"Fits {what}: {spare} to spare{end}.", style="green")
     else:
         yield Text(f"Does not fit {what}: {spare} too much{end}.", style="red")
+    if estimate.measured:
+        return
     largest = verdict.largest
     if largest is None:
         yield Text("No micro-batch fits, not even the smallest that accumulation allows.")

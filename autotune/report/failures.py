@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autotune.core.knob import Knob
 from autotune.core.outcome import (
     Completed,
     Crashed,
@@ -28,21 +29,27 @@ class Cause:
         records: The trials, by number.
         detail: Numbers or words from the trials themselves.
         help: What to type or change.
+        fix: Of trials that needed too much memory, the smallest change after which one fits, from
+            a trial that did; empty for other causes.
     """
 
     cause: str
     records: tuple[TrialRecord, ...]
     detail: str
     help: str
+    fix: str = ""
 
 
-def causes(records: Sequence[TrialRecord], run: str, options: str = "") -> list[Cause]:
+def causes(
+    records: Sequence[TrialRecord], run: str, options: str = "", knobs: Sequence[Knob] = ()
+) -> list[Cause]:
     """Group trials that did not complete, or that completed over the limit, by cause.
 
     Args:
         records: Trials of a run.
         run: Its name, for the commands in the help.
         options: What has to be added to a command for it to find the run.
+        knobs: Every knob, to find the smallest change that fits; none to leave that out.
 
     Returns:
         Causes, the most frequent one first.
@@ -58,6 +65,7 @@ def causes(records: Sequence[TrialRecord], run: str, options: str = "") -> list[
             records=tuple(members),
             detail=_detail(members),
             help=_help(members, run, options),
+            fix=_fix(members, records, knobs),
         )
         for cause, members in groups.items()
     ]
@@ -117,6 +125,58 @@ def _detail(records: Sequence[TrialRecord]) -> str:
             return f"at step {step}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A trial that fits, and the steps that lead to it from one that does not."""
+
+    record: TrialRecord
+    steps: tuple[str, ...]
+
+
+def smallest_change(
+    record: TrialRecord, records: Sequence[TrialRecord], knobs: Sequence[Knob]
+) -> Change | None:
+    """Return the trial that fits and differs in the fewest knobs; the earlier of equal ones.
+
+    Args:
+        record: A trial that did not fit.
+        records: Every trial of the run.
+        knobs: Every knob, in order.
+    """
+    here = record.config.complete(knobs)
+    changes = []
+    for other in records:
+        if other.feasible:
+            there = other.config.complete(knobs)
+            steps = tuple(
+                f"{name} {value} → {there[name]}"
+                for name, value in here.items()
+                if value != there[name]
+            )
+            changes.append(Change(record=other, steps=steps))
+    return min(changes, key=lambda change: len(change.steps), default=None)
+
+
+def _fix(
+    members: Sequence[TrialRecord], records: Sequence[TrialRecord], knobs: Sequence[Knob]
+) -> str:
+    if not knobs or not isinstance(members[0].outcome, OutOfMemory | Refused | Completed):
+        return ""
+    found = [(member, smallest_change(member, records, knobs)) for member in members]
+    known = [(member, change) for member, change in found if change is not None]
+    if not known:
+        return "no trial of this run fits, so what would help is not known"
+    member, change = min(known, key=lambda pair: len(pair[1].steps))
+    need = format_gib(_outcome(change.record).measurement.footprint_bytes)
+    which = f"trial {member.number}" if len(members) > 1 else "it"
+    if not change.steps:
+        return f"trial {change.record.number} is the same configuration and needed {need}"
+    return (
+        f"the smallest change after which {which} fits: {', '.join(change.steps)} "
+        f"(trial {change.record.number}, {need})"
+    )
+
+
 def _over(needs: Sequence[int], limit: int, lead: str) -> str:
     if not needs:
         return f"the limit is {format_gib(limit)}"
@@ -129,7 +189,7 @@ def _help(records: Sequence[TrialRecord], run: str, options: str) -> str:
     first = f"{run}/{records[0].number}{options}"
     match _outcome(records[0]):
         case OutOfMemory() | Completed() | Refused():
-            return f"these need a larger budget; `autotune show {first}` says where memory went"
+            return f"or raise the budget; `autotune show {first}` says where memory went"
         case Crashed():
             return f"`autotune show {first}` has the traceback and the end of the log"
         case Diverged():

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from autotune.core.context import Context
+from autotune.core.budget import Budget
+from autotune.core.context import Context, Device
 from autotune.core.domains import Choice, Domain, Value
 from autotune.core.knob import Knob
 from autotune.core.space import Space
+from autotune.core.units import GIB, format_gib
+from autotune.core.workload import WorkloadFacts
 from autotune.report.document import SCHEMA
 from autotune.report.text import Column, make_table
+from autotune.survey import COVERAGE, Survey
 
 
 class KnobDocument(TypedDict):
@@ -44,11 +48,45 @@ class SpaceDocument(TypedDict):
     blocked: Mapping[str, Mapping[str, str]]
 
 
+class NeedsDocument(TypedDict):
+    """Predicted peaks of the configurations that were rehearsed."""
+
+    least: float
+    median: float
+    greatest: float
+
+
+class FitsDocument(TypedDict):
+    """How many configurations fit; `share` is of those rehearsed, `low` and `high` bound it of all.
+
+    `complete` says that no legal configuration was left out.
+    """
+
+    budget_gib: float
+    limit_gib: float
+    objective: str
+    model: str
+    device: str
+    global_batch: int
+    sequence_length: int
+    rehearsed: int
+    unknown: int
+    complete: bool
+    fit: int
+    share: float
+    low: float
+    high: float
+    coverage: float
+    needs_gib: NeedsDocument | None
+    seconds: float
+
+
 class SpaceShowDocument(TypedDict):
-    """`spaces show`, `spaces check`."""
+    """`spaces show`, `spaces check`; `fits` is there if a budget was given."""
 
     schema: int
     space: SpaceDocument
+    fits: NotRequired[FitsDocument]
 
 
 def knob_document(knob: Knob, domain: Domain | None = None) -> KnobDocument:
@@ -88,6 +126,75 @@ def space_document(space: Space, context: Context) -> SpaceDocument:
 def space_show_document(space: Space, context: Context) -> SpaceShowDocument:
     """Return the document of `spaces show`."""
     return {"schema": SCHEMA, "space": space_document(space, context)}
+
+
+def fits_document(
+    found: Survey, budget: Budget, facts: WorkloadFacts, device: Device
+) -> FitsDocument:
+    """Return the document of how many configurations fit, unrounded.
+
+    Args:
+        found: What was found out.
+        budget: What they have to fit.
+        facts: What is trained.
+        device: Where.
+    """
+    low, high = found.interval
+    least, median, greatest = found.spread if found.needs else (0, 0, 0)
+    needs: NeedsDocument = {
+        "least": least / GIB, "median": median / GIB, "greatest": greatest / GIB
+    }  # fmt: skip
+    return {
+        "budget_gib": budget.total_bytes / GIB,
+        "limit_gib": budget.limit_bytes / GIB,
+        "objective": facts.workload.objective,
+        "model": facts.model.name,
+        "device": device.name or device.label,
+        "global_batch": facts.workload.global_batch,
+        "sequence_length": facts.workload.sequence_length,
+        "rehearsed": len(found.needs),
+        "unknown": found.unknown,
+        "complete": found.complete,
+        "fit": found.fitting,
+        "share": found.share,
+        "low": low,
+        "high": high,
+        "coverage": COVERAGE,
+        "needs_gib": needs if found.needs else None,
+        "seconds": found.seconds,
+    }
+
+
+def fits_screen(
+    found: Survey, budget: Budget, facts: WorkloadFacts, device: Device
+) -> RenderableType:
+    """Return how many configurations fit, in a few sentences; see `fits_document`."""
+    workload = facts.workload
+    title = Text(f"Within {budget.describe()}", style="bold")
+    what = Text(
+        f"{facts.model.name}, batch {workload.global_batch} × {workload.sequence_length} tokens, "
+        f"on {device.name or device.label}"
+    )
+    lines = [title, what, Text(_fitting(found))]
+    if found.needs:
+        least, median, greatest = (format_gib(amount) for amount in found.spread)
+        lines.append(Text(f"They need {least} to {greatest}, half of them at most {median}."))
+    if found.unknown:
+        lines.append(Text(f"Left out because it cannot be rehearsed: {found.unknown}."))
+    return Group(Text(), *lines)
+
+
+def _fitting(found: Survey) -> str:
+    """Say how many fit, and how sure that is."""
+    share = f"{found.fitting} fit{'s' * (found.fitting == 1)}: {found.share:.0%}"
+    if found.complete:
+        known = " that can be rehearsed" if found.unknown else ""
+        return f"Of all {grouped(len(found.needs))} legal configurations{known}, {share}."
+    low, high = found.interval
+    return (
+        f"Of {grouped(len(found.needs))} legal configurations drawn at random, {share} "
+        f"({low:.0%} to {high:.0%} of all, at {COVERAGE:.0%} confidence)."
+    )
 
 
 def space_screen(space: Space, context: Context) -> RenderableType:

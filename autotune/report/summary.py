@@ -13,11 +13,14 @@ from rich.text import Text
 
 from autotune.core.knob import Knob
 from autotune.core.outcome import Completed, OutOfMemory, Refused
-from autotune.core.pareto import Picks
+from autotune.core.pareto import NEAR, Picks
 from autotune.core.record import Origin, TrialRecord
 from autotune.core.units import GIB, format_duration, format_gib
 from autotune.core.workload import Metric
-from autotune.report.effects import Effect, knob_effects
+from autotune.report.cards.anatomy import binding_sentence, help_sentence, helping_effect
+from autotune.report.cards.findings import Findings
+from autotune.report.cards.next_gb import next_gb_sentence
+from autotune.report.effects import Effect
 from autotune.report.failures import failed
 from autotune.report.text import (
     ROWS,
@@ -25,6 +28,7 @@ from autotune.report.text import (
     Column,
     Listing,
     make_table,
+    signed,
     trials_table,
 )
 from autotune.storage.run import Run
@@ -61,8 +65,10 @@ def summary(run: Run, knobs: Sequence[Knob], *, width: int, options: str = "") -
         parts.append(Text("No trial completed within the budget."))
     else:
         parts += [Text(), _heading("Configurations worth looking at"), Text()]
-        parts.append(trials_table((), run.metric, knobs, names=pick_names(run.picks())))
-        parts += _effects(run, knobs)
+        findings = Findings.of(run, knobs, options)
+        parts.append(trials_table((), run.metric, knobs, names=pick_names(findings.picks)))
+        parts += _advice(findings)
+        parts += _effects(findings)
         parts += [Text(), _heading(front_title(run.metric)), Text()]
         parts.append(front_table(run, front[:ROWS], knobs, width=width))
         if len(front) > ROWS:
@@ -123,11 +129,13 @@ def pick_names(picks: Picks) -> dict[str, TrialRecord]:
     roles = (
         ("best score", picks.best_accuracy),
         ("knee", picks.knee),
+        (f"within {NEAR:.0%}", picks.cheapest),
         ("least memory", picks.least_memory),
     )
     names: dict[int, list[str]] = {}
     for role, record in roles:
-        if record is not None:
+        # That the best score is the cheapest within 1 % of itself goes without saying.
+        if record is not None and not (record is picks.best_accuracy and role.startswith("within")):
             names.setdefault(record.number, []).append(role)
     records = {record.number: record for _, record in roles if record is not None}
     return {_called(parts): records[number] for number, parts in names.items()}
@@ -149,6 +157,7 @@ def next_steps(run: Run, options: str = "") -> Listing:
     if pick is not None:
         rows.append((f"autotune front {name}{options}", "the whole trade-off as a table"))
         rows.append((f"autotune show {name}/{pick.number}{options}", "where its memory goes"))
+        rows.append((f"autotune report {name}{options}", "the full story as one HTML file"))
     bad = failed(run.records)
     if bad:
         what = f"the {len(bad)} that did not fit or finish, by cause"
@@ -173,8 +182,20 @@ def effects_table(
     return make_table(columns, [_effect_row(effect, metric) for effect in effects])
 
 
-def _effects(run: Run, knobs: Sequence[Knob]) -> list[RenderableType]:
-    effects = knob_effects(run.records, run.metric, knobs)
+def _advice(findings: Findings) -> list[RenderableType]:
+    """Say what the next GB buys, and what the memory of the recommended trial is mostly."""
+    known = helping_effect(findings, findings.picks.knee) if findings.picks.knee else None
+    texts = (
+        next_gb_sentence(findings) if len(findings.front) > 1 else "",
+        binding_sentence(findings),
+        help_sentence(findings) if known else "",
+    )
+    shown = [Text(text) for text in texts if text]
+    return [Text(), *shown] if shown else []
+
+
+def _effects(findings: Findings) -> list[RenderableType]:
+    effects, run, knobs = findings.effects, findings.run, findings.knobs
     if not effects:
         sentence = "No two completed trials differ in one knob only, so no effect can be told."
         return [Text(), Text(sentence)]
@@ -197,14 +218,6 @@ def _effect_row(effect: Effect, metric: Metric) -> tuple[str, ...]:
         "–" if effect.speed is None else f"{signed(100 * effect.speed, 0)}%",
         str(effect.pairs),
     )
-
-
-def signed(value: float, digits: int) -> str:
-    """Show a difference with its sign; one that rounds to nothing has none."""
-    text = f"{abs(value):.{digits}f}"
-    if float(text) == 0:
-        return text
-    return f"{'+' if value > 0 else '−'}{text}"
 
 
 def _heading(text: str) -> Text:

@@ -161,6 +161,14 @@ def memory_text(amount: int) -> str:
     return gib(amount) if amount > 0 else "–"
 
 
+def signed(value: float, digits: int) -> str:
+    """Show a difference with its sign; one that rounds to nothing has none."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if value > 0 else '−'}{text}"
+
+
 def bar(share: float, width: int = BAR) -> str:
     """Draw a share of a whole: `█████░░░░░░░`."""
     full = round(min(max(share, 0.0), 1.0) * width)

@@ -73,7 +73,7 @@ def trial_screen(
     return Group(*parts)
 
 
-def causes_screen(causes: Sequence[Cause], run: Run) -> RenderableType:
+def causes_screen(causes: Sequence[Cause], run: Run, *, options: str = "") -> RenderableType:
     """Return trials that did not complete, grouped by cause."""
     if not causes:
         return Text(f"Every trial of {run.name} that ended completed within the budget.")
@@ -83,9 +83,10 @@ def causes_screen(causes: Sequence[Cause], run: Run) -> RenderableType:
         more = len(cause.records) - 20
         parts.append(Text(f"{len(cause.records)}  {cause.cause}", style="bold"))
         lines = [f"trials {numbers}{f', and {more} more' if more > 0 else ''}"]
-        lines += [cause.detail] if cause.detail else []
+        lines += [text for text in (cause.detail, cause.fix) if text]
         parts += [Padding(Text("\n".join([*lines, cause.help])), (0, 0, 1, 3), expand=False)]
-    return Group(*parts)
+    rows = [(f"autotune report {run.name}{options}", "the full story as one HTML file")]
+    return Group(*parts, Listing("Next", rows))
 
 
 def log_tail(path: Path, lines: int = LOG_LINES) -> list[str]:
@@ -185,13 +186,13 @@ def _ending(record: TrialRecord) -> list[RenderableType]:
 
 def _next(run: Run, record: TrialRecord, options: str) -> Listing:
     sql = f"select * from memory where trial = {record.number}"
-    return Listing(
-        "Next",
-        [
-            (f"autotune front {run.name}{options}", "the trade-off it is part of"),
-            (f'autotune query --run {run.name}{options} "{sql}"', "its peaks"),
-        ],
-    )
+    rows = []
+    if isinstance(record.outcome, Completed) and record.config:
+        why = f"autotune show {run.name}/{record.number} --why{options}"
+        rows.append((why, "which knob saves how much"))
+    rows.append((f"autotune front {run.name}{options}", "the trade-off it is part of"))
+    rows.append((f'autotune query --run {run.name}{options} "{sql}"', "its peaks"))
+    return Listing("Next", rows)
 
 
 def _section(title: str, body: RenderableType) -> list[RenderableType]:

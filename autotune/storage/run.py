@@ -140,6 +140,12 @@ class Run:
         ends = ", ".join(f"{count} {status}" for status, count in sorted(self._counts.items()))
         return f"Run({self.name!r}, {self.status}: {ends or 'no trials'})"
 
+    def _repr_html_(self) -> str:
+        """Return the run as notebooks show it."""
+        from autotune.storage.notebook import run_html
+
+        return run_html(self)
+
     def to_pandas(self) -> pd.DataFrame:
         """Return one row per trial: how it ended, scores, memory, and the value of every knob.
 

@@ -82,3 +82,51 @@ def test_device_without_bf16_or_memory_is_a_warning() -> None:
     assert "compute 6.1" in checks.check_device(old).found
     assert checks.check_device(DEVICE).verdict is Verdict.GOOD
     assert checks.check_knobs(DEVICE).name == "knobs"
+
+
+CARD = Device(kind="cuda", name="Card", total_bytes=16 * 2**30, capability=(8, 6))
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "verdict", "said"),
+    [
+        (0, '{"context_bytes": 536870912, "workspace_bytes": 2097152}', "", "good", "0.500 GiB"),
+        (1, "", "RuntimeError: no driver", "warning", "cannot be measured: RuntimeError: no driv"),
+        (3, "", "", "warning", "cannot be measured: exit code 3"),
+    ],
+)
+def test_the_context_of_a_card_is_measured_and_kept(
+    code: int, out: str, err: str, verdict: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_CACHE", "cache")
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    assert "assumed" in checks.check_outside(CARD, fast=True).found
+    monkeypatch.setattr(subprocess, "run", run)
+    check = checks.check_outside(CARD, fast=False)
+    assert (check.verdict.value, commands[0][-1]) == (verdict, "cuda:0")
+    assert said in check.found
+    known = checks.check_outside(CARD, fast=True).found
+    assert known.startswith("0.500 GiB, measured") == (code == 0)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("")
+    monkeypatch.setenv("AUTOTUNE_CACHE", "file/cache")
+    done = subprocess.CompletedProcess([], 0, '{"context_bytes": 1, "workspace_bytes": 0}', "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    check = checks.check_outside(CARD, fast=False)
+    assert check.verdict is Verdict.WARNING
+    assert "cannot be kept" in check.found
+
+
+def test_a_driver_that_hangs_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, 1.0)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert checks.check_outside(CARD, fast=False).verdict is Verdict.WARNING

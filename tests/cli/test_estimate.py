@@ -11,7 +11,7 @@ from syrupy.assertion import SnapshotAssertion
 
 import autotune.cli.estimate
 from autotune.core.units import GIB
-from autotune.memory.predict import CONTEXT_BYTES
+from autotune.memory.outside import CONTEXT_BYTES
 from autotune.memory.rehearsal import Rehearsal
 from autotune.runners.device_table import find_device
 from tests.cli.conftest import Command

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli.recorded import record_run
 
-HEAVY = ("torch", "transformers", "optuna", "peft", "datasets", "moocore")
+HEAVY = ("torch", "transformers", "optuna", "peft", "datasets", "moocore", "plotly", "jinja2")
 PROGRAM = """
 import sys
 from autotune.__main__ import main
