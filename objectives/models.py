@@ -21,6 +21,7 @@ from autotune.knobs.stages import LoadPlan
 from .sources import ModelSource, loadable, quiet
 
 _OFFSET_POSITIONS = frozenset({"camembert", "longformer", "mpnet", "roberta", "xlm-roberta"})
+_DEPTHS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 _FFN_NAMES = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff", "encoder_ffn_dim")
 
 
@@ -44,6 +45,8 @@ def build_model(
     dtype = getattr(torch, plan.dtype)
     config = copy.deepcopy(config)
     config.use_cache = False
+    if plan.layers:
+        _shorten(config, plan.layers)
     options = {"attn_implementation": plan.attention, "trust_remote_code": source.trust}
     if plan.shapes_only:
         with quiet(), loadable(source):
@@ -66,6 +69,23 @@ def build_model(
             model.config.dtype = dtype
     assert isinstance(model, nn.Module)
     return model.train()
+
+
+def _shorten(config: PreTrainedConfig, layers: int) -> None:
+    """Have a configuration ask for fewer blocks.
+
+    Raises:
+        ModelError: If its stacks are not equally deep.
+    """
+    text = config.get_text_config()
+    names = [name for name in _DEPTHS if isinstance(getattr(text, name, None), int)]
+    if len({getattr(text, name) for name in names}) != 1 or text.num_hidden_layers < layers:
+        raise ModelError(f"the family '{text.model_type}' cannot be built with {layers} blocks")
+    for name, entry in list(vars(text).items()):
+        if isinstance(entry, list | tuple) and len(entry) == text.num_hidden_layers:
+            setattr(text, name, entry[:layers])
+    for name in names:
+        setattr(text, name, layers)
 
 
 def _shapes(

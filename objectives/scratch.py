@@ -1,6 +1,6 @@
 """Models that objectives make up themselves, for when there is nothing pretrained to start from.
 
-Both are small enough to learn something on a CPU in seconds, and of families that every knob knows.
+All are small enough to learn something on a CPU in seconds, and of families that every knob knows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from tokenizers import (
     trainers,
 )
 from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
+
+BERT = "bert"
+"""What is typed after `--model` for `medium_bert`."""
 
 BYTES = 256
 """Vocabulary of a model over bytes, which needs no tokenizer."""
@@ -40,6 +43,24 @@ def small_bert(vocab: int) -> BertConfig:
         max_position_embeddings=512,
         pad_token_id=0,
     )
+
+
+def medium_bert(vocab: int) -> BertConfig:
+    """Return an encoder of 6 layers and width 256, most of whose parameters are in its layers.
+
+    Args:
+        vocab: Size of its tokenizer's vocabulary.
+    """
+    config = small_bert(vocab)
+    config.update(
+        {
+            "hidden_size": 256,
+            "num_hidden_layers": 6,
+            "intermediate_size": 1024,
+            "max_position_embeddings": 128,
+        }
+    )
+    return config
 
 
 def small_llama() -> LlamaConfig:

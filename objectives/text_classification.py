@@ -3,7 +3,7 @@
 By default the sentence encoder MiniLM learns to tell packages of the standard library apart by
 their documentation, in seconds and with nothing to download. Your own model and data: `--model`,
 `--data`, `--text-column`, `--label-column`. `--model lstm` and `--model gru` are recurrent networks
-in plain PyTorch, trained from scratch.
+in plain PyTorch, `--model bert` is a transformer of six layers, all trained from scratch.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from .rows import (
     padding_token,
     usual_length,
 )
-from .scratch import restore_tokenizer, small_bert, train_tokenizer
+from .scratch import BERT, medium_bert, restore_tokenizer, small_bert, train_tokenizer
 from .sources import ENCODER_INSTALL, ModelSource, find_model, packaged_encoder
 from .task import Task, check_counts, check_tokens, filled, shuffled_places, suggested_steps
 from .teachers import Teacher, check_same_classes, check_same_tokens, find_teacher
@@ -68,6 +68,7 @@ _LONGEST_DEFAULT = 512
 _BUILTIN_SHARE = 0.2
 _BUILTIN = {"global_batch": 32, "sequence_length": 24, "eval_examples": 256}
 _BUILTIN_RECURRENT = {"steps": 60, "sequence_length": 32}
+_BUILTIN_BERT = {"steps": 150}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 """A training of seconds needs none; without it, exact knobs give the same loss to rounding."""
 
@@ -239,6 +240,8 @@ class TextClassification(Task):
         if asked in RECURRENT:
             made = teacher.source.tokenizer() if teacher is not None else train_tokenizer(texts)
             return ModelSource(name=NAMES[asked]), made
+        if asked == BERT:
+            return ModelSource(name="BERT 6x256"), train_tokenizer(texts)
         source = find_model(asked, trust=trust) if asked else packaged_encoder()
         tokenizer = train_tokenizer(texts) if source is None else source.tokenizer()
         if teacher is not None:
@@ -286,13 +289,14 @@ class TextClassification(Task):
         classes = facts["classes"]
         if self.workload.model in RECURRENT:
             return recurrent_config(self.workload.model, facts["vocab"], facts["pad"], classes)
-        config = source.config() if source.folder else small_bert(facts["vocab"])
+        made_up = medium_bert if self.workload.model == BERT else small_bert
+        config = source.config() if source.folder else made_up(facts["vocab"])
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: number for number, name in enumerate(classes)}
         text = config.get_text_config()
         if text.pad_token_id is None:
             text.pad_token_id = facts["pad"]
-        if self.workload.model is None:
+        if self.workload.model in (None, BERT):
             config.update(_NO_DROPOUT)
         return config
 
@@ -316,6 +320,8 @@ class TextClassification(Task):
         asked, batch = self.workload.model, self.workload.global_batch or 16
         if asked in RECURRENT:
             rate = 2e-3
+        elif asked == BERT:
+            rate = 7e-4
         else:
             rate = 5e-5 if asked else 3e-4 if source.pretrained else 1e-3
         given = {"learning_rate": rate}
@@ -324,6 +330,8 @@ class TextClassification(Task):
             return {**given, **_BUILTIN, "steps": steps}
         if self.workload.data is None and asked in RECURRENT:
             return {**given, **_BUILTIN, **_BUILTIN_RECURRENT}
+        if self.workload.data is None and asked == BERT:
+            return {**given, **_BUILTIN, **_BUILTIN_BERT}
         return {
             **given,
             "steps": suggested_steps(train, batch),

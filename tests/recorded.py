@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -55,34 +56,86 @@ def overhead_sentence() -> str:
 def compressed_sentence() -> str:
     """Say what the recorded search of the LSTM classifier found, against its baseline."""
     run = Run.open("lstm", results=REFERENCE)
-    first = run.records[0]
-    best, score, peak, seconds = compressed(run)
+    return f"The same for a recurrent classifier, {searched(run)}: {found(run, compressed(run))}.\n"
+
+
+def halved_sentence() -> str:
+    """Say what the recorded search of the BERT classifier found with half of the parameters."""
+    run = Run.open("bert", results=REFERENCE)
+    best = compressed(run, parameters=0.5)
+    share = best.trial.outcome.measurement.parameters / parameters(run)
     return (
-        f"The same for a recurrent classifier, `autotune run --budget 2GB --model lstm --space "
-        f"compress --trials {len(run)}`: {best.config.describe(BUILTIN)} reaches {run.metric.name} "
-        f"{best.outcome.scores[run.metric.name].value:.3f} where the baseline has "
-        f"{first.outcome.scores[run.metric.name].value:.3f} ({score:+.3f}), with {-peak:.0%} less "
-        f"memory and {-seconds:.0%} less time for the same texts "
-        "(recorded in `results/reference/lstm`).\n"
+        f"And for a BERT of six layers, {searched(run)}: {found(run, best)}, "
+        f"and {share:.0%} of the parameters.\n"
     )
 
 
-def compressed(run: Run) -> tuple[TrialRecord, float, float, float]:
-    """Return the leanest trial within one point of the baseline's score, and what it changed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compressed:
+    """A trial, and what it changed against the baseline.
 
-    Returns:
-        The trial, the difference of scores, and those of peak and of time per token, as shares.
+    Attributes:
+        trial: The trial.
+        score: Difference of scores.
+        peak: Difference of peaks, as a share of the baseline's.
+        seconds: That of the time per token.
+    """
+
+    trial: TrialRecord
+    score: float
+    peak: float
+    seconds: float
+
+
+def compressed(run: Run, *, parameters: float = 1.0) -> Compressed:
+    """Return the leanest trial within one point of the baseline's score.
+
+    Args:
+        run: A recorded run.
+        parameters: Most parameters that it may have, as a share of the baseline's.
     """
     name, first = run.metric.name, run.records[0].outcome
-    goal = first.scores[name].value - 0.01
-    near = [r for r in run.records if r.score(run.metric) and r.score(run.metric).value >= goal]
+    goal, most = first.scores[name].value - 0.01, parameters * first.measurement.parameters
+    near = [
+        record
+        for record in run.records
+        if (score := record.score(run.metric)) is not None
+        and score.value >= goal
+        and record.outcome.measurement.parameters <= most
+    ]
     best = min(near, key=lambda r: r.outcome.measurement.peak_bytes)
     new, old = best.outcome.measurement, first.measurement
+    return Compressed(
+        trial=best,
+        score=best.outcome.scores[name].value - first.scores[name].value,
+        peak=new.peak_bytes / old.peak_bytes - 1,
+        seconds=old.throughput / new.throughput - 1,
+    )
+
+
+def parameters(run: Run) -> int:
+    """Return how many parameters the baseline of a run has."""
+    return run.records[0].outcome.measurement.parameters
+
+
+def searched(run: Run) -> str:
+    """Return the command that made a run, as code."""
+    spec = run.spec
     return (
-        best,
-        best.outcome.scores[name].value - first.scores[name].value,
-        new.peak_bytes / old.peak_bytes - 1,
-        old.throughput / new.throughput - 1,
+        f"`autotune run --budget 2GB --model {spec.facts.workload.model} --space {spec.space} "
+        f"--trials {len(run)}`"
+    )
+
+
+def found(run: Run, best: Compressed) -> str:
+    """Say what a trial reaches, and at which price."""
+    name = run.metric.name
+    return (
+        f"{best.trial.config.describe(BUILTIN)} reaches {name} "
+        f"{best.trial.outcome.scores[name].value:.3f} where the baseline has "
+        f"{run.records[0].outcome.scores[name].value:.3f} ({best.score:+.3f}), with "
+        f"{-best.peak:.0%} less memory and {-best.seconds:.0%} less time for the same texts "
+        f"(recorded in `results/reference/{run.name}`)"
     )
 
 
@@ -99,6 +152,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     f"autotune show {RUN}": show_run,
     "overhead": overhead_sentence,
     "compressed": compressed_sentence,
+    "halved": halved_sentence,
 }
 
 

@@ -29,6 +29,7 @@ from autotune.knobs.stages import (
     LOAD,
     OPTIMISE,
     PARALLELISE,
+    SAVE,
     STEP,
     Adaptation,
     DataPlan,
@@ -139,6 +140,10 @@ class Trial:
     def deploy(self) -> nn.Module:
         """The model as it is handed on."""
         return run_stage(DEPLOY, self.model, BUILTIN, self.config).eval()
+
+    def saved(self) -> nn.Module:
+        """The model as it is written to a folder; `compress` comes before."""
+        return run_stage(SAVE, self.deploy(), BUILTIN, self.config)
 
     def bytes(self) -> dict[str, int]:
         """Bytes of weights, gradients and optimizer states after a step."""

@@ -179,6 +179,8 @@ DEPLOYED = [
     {"lora.rank": 4, "weight_bits": 8, "prune.ffn": 0.5, "checkpointing": "full"},
     {"prune.ffn": 0.75},
     {"prune.ffn": 0.25, "precision": "bf16", "optimizer": "lion"},
+    {"prune.heads": 0.5},
+    {"prune.heads": 0.5, "lora.rank": 4, "weight_bits": 4},
 ]
 
 
@@ -192,7 +194,7 @@ def test_deployed_models_load_with_plain_transformers(
     trial.compress()
     with torch.no_grad():
         trained = tiny.output(trial.model.eval(), family).float()
-    model = trial.deploy()
+    model = trial.saved()
     kinds = {type(module) for module in model.modules()}
     assert kinds == {type(module) for module in tiny.build_task(family).modules()}
     model.save_pretrained(tmp_path)
@@ -205,11 +207,14 @@ def test_deployed_models_load_with_plain_transformers(
     torch.testing.assert_close(deployed.float(), trained, atol=tolerance, rtol=tolerance)
 
 
-def test_deployed_heads_of_grouped_attention_load_with_plain_transformers(tmp_path) -> None:
-    model = Trial({"prune.heads": 0.5, "prune.ffn": 0.5}, "llama").deploy()
-    model.save_pretrained(tmp_path)
-    restored = type(model).from_pretrained(tmp_path)
-    assert torch.equal(tiny.output(restored.eval(), "llama"), tiny.output(model, "llama"))
+def test_heads_stay_out_of_the_file_where_a_configuration_can_say_so() -> None:
+    for family, stays in (("llama", True), ("t5", True), ("bert", False), ("gpt2", False)):
+        trial = Trial({"prune.heads": 0.5}, family)
+        before = sum(p.numel() for p in trial.model.parameters())
+        after = sum(p.numel() for p in trial.saved().parameters())
+        whole = sum(p.numel() for p in tiny.build_task(family).parameters())
+        assert after == (before if stays else whole), family
+        assert before < whole
 
 
 BLOCKED = [

@@ -10,7 +10,7 @@ import pytest
 from autotune.core.config import Config
 from autotune.core.record import Origin, TrialRecord
 from autotune.driver import Search
-from autotune.memory.rehearsal import Rehearsal
+from autotune.memory.rehearsal import CannotRehearse, Rehearsal
 from autotune.plan import plan_again
 from autotune.runners.replay import ReplayRunner
 from autotune.search.optuna import OptunaProposer
@@ -75,7 +75,7 @@ def test_outcomes_of_a_run_are_remembered_and_kept_on_the_front(search: Search) 
 class Foretold:
     """Rehearses without a process: every configuration in bf16 needs far too much."""
 
-    def rehearse(self, spec: TrialSpec) -> Rehearsal:
+    def rehearse(self, spec: TrialSpec, *, record: bool = False) -> Rehearsal:
         peak = 10**13 if spec.config.get("precision") == "bf16" else 10**6
         return Rehearsal(
             peak_bytes=peak, phase="steady", within="backward", operator="aten.mm.default",
@@ -110,3 +110,18 @@ def test_the_search_ends_after_as_many_trainings_as_were_asked_for(search: Searc
     search.plan = replace(search.plan, spec=replace(search.plan.spec, trials=3))
     assert [search.submit_next() for _ in range(4)] == [True, True, True, False]
     assert sum(not record.refused for record in search.records.values()) == 3
+
+
+class Unfollowed(Foretold):
+    """Cannot rehearse anything."""
+
+    def rehearse(self, spec: TrialSpec, *, record: bool = False) -> Rehearsal:
+        raise CannotRehearse("an operator cannot be followed without values")
+
+
+def test_why_a_trial_was_not_rehearsed_is_recorded(search: Search) -> None:
+    search.screen = Screen(Unfollowed(), search.plan.budget.limit_bytes, parameters=10**12)
+    assert search.submit_next()
+    told = [event for event in search.store.events(RUN) if event.kind == "screen"]
+    assert [event.trial for event in told] == [0]
+    assert "without values" in told[0].data["note"]

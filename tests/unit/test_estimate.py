@@ -13,6 +13,7 @@ from autotune.core.context import Device, ModelFacts
 from autotune.core.domains import Value
 from autotune.core.errors import AutotuneError, BadValue, BlockedConfiguration, UnknownName
 from autotune.core.knob import Numerics
+from autotune.core.outcome import Measurement, Peak, PeakKind, Phase
 from autotune.core.units import GIB, MIB
 from autotune.core.workload import Metric, Workload, WorkloadFacts
 from autotune.estimate import (
@@ -24,13 +25,16 @@ from autotune.estimate import (
     Estimator,
     budget_for,
     configuration,
+    held_against,
     leanest_first,
     refuse_blocked,
 )
 from autotune.knobs import BUILTIN, knob
-from autotune.memory.predict import CONTEXT_BYTES
+from autotune.memory.allocator import LARGE_SEGMENT
+from autotune.memory.outside import CONTEXT_BYTES, outside_of
+from autotune.memory.predict import measured
 from autotune.memory.rehearsal import CannotRehearse, Rehearsal
-from autotune.plan import context_of
+from autotune.plan import DEFAULT_OBJECTIVE, context_of
 from autotune.report.estimate import count, estimate_document, task_name
 from autotune.runners import device_table
 from autotune.runners.device_table import DEVICES, find_device
@@ -110,9 +114,45 @@ def test_parts_sum_up_to_the_predicted_peak(device: Device) -> None:
 def test_cuda_has_a_context_and_an_allocator_and_a_cpu_has_neither() -> None:
     on_cuda = estimator(find_device("A100-80GB")).predict(config())
     assert on_cuda.outside_bytes == CONTEXT_BYTES
-    # 3 MiB are cut out of the free block of the activations: nothing more is reserved.
-    assert on_cuda.allocator_bytes == 0
-    assert estimator().predict(config()).allocator_bytes == 0
+    # 3 MiB are cut out of what the workspaces leave of their segment: nothing more is reserved.
+    workspaces = outside_of(find_device("A100-80GB")).workspace_bytes
+    assert on_cuda.workspace_bytes == workspaces
+    assert on_cuda.allocator_bytes == LARGE_SEGMENT - workspaces
+    on_cpu = estimator().predict(config())
+    assert on_cpu.allocator_bytes == on_cpu.workspace_bytes == 0
+
+
+def test_what_does_not_run_under_a_limit_needs_the_least_under_which_it_does() -> None:
+    here = estimator(find_device("A100-80GB"))
+    free = here.predict(config()).predicted_bytes
+    assert here.predict(config(), limit_bytes=free + MIB).predicted_bytes == free
+    tight = here.predict(config(), limit_bytes=free // 2)
+    assert free // 2 < tight.predicted_bytes <= free
+
+
+def test_what_a_probe_measured_adds_up_and_leaves_nothing_open() -> None:
+    peaks = (
+        (Phase.LOAD, PeakKind.ALLOCATED, 5 * GIB),
+        (Phase.STEADY, PeakKind.ALLOCATED, 3 * GIB),
+        (Phase.STEADY, PeakKind.RESERVED, 6 * GIB),
+        (Phase.STEADY, PeakKind.DEVICE, 7 * GIB),
+    )
+    found = measured(
+        estimator().spec(config(accumulation=4), 64 * GIB),
+        Measurement(
+            peaks=tuple(Peak(phase=p, kind=kind, bytes=b) for p, kind, b in peaks),
+            anatomy={"weights": 2 * GIB, "activations": GIB},
+        ),
+    )
+    assert found.measured
+    assert found.micro_batch == BATCH // 4
+    assert found.interval.low == found.interval.high == 7 * GIB
+    assert found.parts == {
+        "weights": 2 * GIB, "activations": GIB, "loading": 2 * GIB, "workspace": 0,
+        "allocator": GIB, "outside": GIB,
+    }  # fmt: skip
+    judged = held_against(found, budget(8 * GIB))
+    assert (judged.fits, judged.certain, judged.spare_bytes) == (True, True, GIB)
 
 
 def test_the_batch_follows_the_knobs() -> None:
@@ -216,8 +256,17 @@ def test_a_model_alone_is_trained_by_its_shapes() -> None:
         assert asked.workload().objective == f"{SHAPES}:{kind}"
     assert Asked().workload().objective == "text_classification"
     assert Asked(model="folder", data="file").workload().objective == "text_classification"
-    assert Asked(model="lstm").workload().objective == "text_classification"
+    for own in ("bert", "lstm"):
+        assert Asked(model=own).workload().objective == "text_classification"
     assert Asked(model="folder", objective="mine:Own").workload().objective == "mine:Own"
+
+
+def test_what_trains_or_has_a_teacher_is_the_task_itself() -> None:
+    probed = Asked(model="folder", objective="causal-lm", trains=True).workload()
+    assert probed.objective == "causal_lm"
+    taught = Asked(model="folder", objective="causal-lm", teacher="other").workload()
+    assert (taught.objective, taught.teacher) == ("causal_lm", "other")
+    assert Asked(model="folder", trains=True).workload().objective == DEFAULT_OBJECTIVE
 
 
 def test_budgets_may_be_more_than_this_machine_has() -> None:

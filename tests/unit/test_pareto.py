@@ -102,8 +102,12 @@ def test_picks_are_ends_and_knee():
 
 def test_picks_of_one_trial_are_the_same_and_of_none_are_none():
     alone = completed(4)
-    assert picks([alone], LOSS) == Picks(best_accuracy=alone, knee=alone, least_memory=alone)
-    assert picks(records()[7:], LOSS) == Picks(best_accuracy=None, knee=None, least_memory=None)
+    assert picks([alone], LOSS) == Picks(
+        best_accuracy=alone, knee=alone, cheapest=alone, least_memory=alone
+    )
+    assert picks(records()[7:], LOSS) == Picks(
+        best_accuracy=None, knee=None, cheapest=None, least_memory=None
+    )
 
 
 def test_metrics_to_maximise_turn_round():

@@ -98,8 +98,13 @@ def test_the_guide_of_knobs_is_what_the_recorded_check_says() -> None:
     assert GUIDE.read_text() == knob_guide_page(), "python -m tests.recorded writes it anew"
 
 
-def test_the_recorded_search_of_the_lstm_keeps_what_compression_promises() -> None:
-    _, score, peak, seconds = compressed(Run.open("lstm", results=REFERENCE))
-    assert score >= -0.01
-    assert peak <= -0.6
-    assert seconds <= -0.4
+@pytest.mark.parametrize(
+    ("name", "parameters", "seconds"), [("lstm", 1.0, 0.4), ("bert", 0.5, 0.0)]
+)
+def test_recorded_searches_keep_what_compression_promises(
+    name: str, parameters: float, seconds: float
+) -> None:
+    best = compressed(Run.open(name, results=REFERENCE), parameters=parameters)
+    assert best.score >= -0.01
+    assert best.peak <= -0.6
+    assert best.seconds <= -seconds

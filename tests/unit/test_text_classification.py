@@ -112,6 +112,24 @@ def test_without_the_packaged_encoder_a_small_model_is_trained(
     assert trial.evaluate(model, trial.eval_batches(EvalPlan(), 24), EvalPlan())["accuracy"].n > 200
 
 
+def test_a_bert_of_its_own_has_most_parameters_in_its_layers(tmp_path: Path) -> None:
+    rows = tiny_folders.write_rows(tmp_path / "rows.jsonl")
+    task = TextClassification(
+        Workload(
+            objective="text_classification", model="bert", data=str(rows), sequence_length=16,
+            global_batch=8,
+        ),
+        tmp_path,
+    )  # fmt: skip
+    facts = task.describe()
+    assert (facts.model.family, facts.model.layers, facts.model.pretrained) == ("bert", 6, False)
+    model = TextClassification(facts.workload, tmp_path).build(LoadPlan(), seed=0)
+    assert model.config.hidden_dropout_prob == 0.0
+    everything = sum(p.numel() for p in model.parameters())
+    assert everything == facts.model.parameters
+    assert sum(p.numel() for p in model.bert.encoder.parameters()) > everything / 2
+
+
 def test_too_few_texts_for_a_batch(tmp_path: Path) -> None:
     path = tiny_folders.write_rows(tmp_path / "few.jsonl", count=12)
     model = tiny_folders.save_model(tmp_path / "model", "text_classification")
