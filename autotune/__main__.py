@@ -1,7 +1,8 @@
 """The way in: `autotune` and `python -m autotune`.
 
 Everything that can go wrong ends here, as a message with what to type instead and an exit status:
-0 done, 1 failed, 2 usage, 3 nothing fits the budget, 4 `doctor` found a problem, 130 interrupted.
+0 done, 1 failed, 2 usage, 3 nothing fits the budget, 4 `doctor` found a problem, 5 a number did not
+come out again (`replay`, `run --verify`), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -31,14 +31,14 @@ from autotune.core.outcome import (
     outcome_from_json,
 )
 from autotune.core.workload import Metric, WorkloadFacts
-from autotune.knobs.stages import COMPRESS, DEPLOY, EVALUATE
+from autotune.knobs.stages import COMPRESS, DEPLOY, EVALUATE, SAVE
 from autotune.runners.base import Runner
 from autotune.trial.spec import TrialSpec
 
 NOTICEABLE = 0.01
 """Share of the peak below which a difference does not count as a saving."""
 
-_AFTER_TRAINING = frozenset({COMPRESS.name, EVALUATE.name, DEPLOY.name})
+_AFTER_TRAINING = frozenset({COMPRESS.name, EVALUATE.name, DEPLOY.name, SAVE.name})
 _TRIAL_SECONDS = 900.0
 
 

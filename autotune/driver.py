@@ -33,6 +33,12 @@ PATIENCE = 10.0
 
 LEAST_TRIAL_SECONDS = 60.0
 
+STABLE = 0.005
+"""Share of the hypervolume that is next to nothing."""
+
+CALM_PROPOSALS = 3
+"""Proposals in a row that promise next to nothing before a search is stable."""
+
 MOST_REFUSALS = 200
 """Proposals that may be refused one after the other before the search has nothing left to try."""
 
@@ -53,6 +59,9 @@ class Search:
         running: The device of each trial that runs.
         repeats: What an earlier part of the run left unfinished, to be tried again.
         screen: Refuses what cannot fit; None to try everything.
+        noted: What observers heard of the proposer's last note.
+        until_stable: Whether the search ends when proposals promise next to nothing.
+        calm: How many of the latest proposals did so, one after the other.
     """
 
     plan: Plan
@@ -66,6 +75,9 @@ class Search:
     running: dict[int, Device] = field(default_factory=dict)
     repeats: dict[int, TrialRecord] = field(default_factory=dict)
     screen: Screen | None = None
+    noted: str = ""
+    until_stable: bool = False
+    calm: int = 0
 
     @property
     def name(self) -> str:
@@ -87,6 +99,11 @@ class Search:
     def front(self) -> list[TrialRecord]:
         """Trials that no other feasible trial beats in both accuracy and memory."""
         return front(self.ended, self.plan.spec.facts.metric)
+
+    @property
+    def stable(self) -> bool:
+        """Whether the search is to end because proposals promise next to nothing."""
+        return self.until_stable and self.calm >= CALM_PROPOSALS
 
     @property
     def undecided(self) -> bool:
@@ -136,6 +153,8 @@ class Search:
                 return False
             number = next(n for n in itertools.count() if n not in self.records)
             config, origin = self._propose(number)
+            if self.stable:
+                return False
             if config is None:
                 return False
             if self._start(number, config, origin):
@@ -153,13 +172,17 @@ class Search:
         )
         taken = list(self.running.values())
         device = min(self.plan.devices, key=lambda d: sum(t == d for t in taken))
-        refusal = None
+        refusal, note = None, ""
         if self.screen is not None:
             look = self.screen.look(self.trial_spec(record, device))
+            note = look.note
             record = replace(record, rehearsed_bytes=look.rehearsed_bytes)
             refusal = self.screen.refusal(look)
         self.records[number] = record
         self.store.add_trial(self.name, record, self.plan.space.knobs)
+        if note:
+            told = Event(trial=number, kind="screen", data={"note": note}, time=record.started)
+            self.store.record_event(self.name, told)
         self.proposer.tell(record)
         if refusal is not None:
             self._conclude(replace(record, outcome=refusal))
@@ -223,7 +246,19 @@ class Search:
             known = {record.config for record in self.records.values()}
             if opening not in known and not space.reasons(opening, context):
                 return opening, OPENING[number]
-        return self.proposer.ask(number), Origin.SAMPLER
+        config = self.proposer.ask(number)
+        self._watch(self.proposer.remaining())
+        if (note := self.proposer.note) != self.noted:
+            self.noted = note
+            self.tell_observers(lambda o: o.note(note))
+        return config, Origin.SAMPLER
+
+    def _watch(self, remaining: float | None) -> None:
+        """Count proposals that promise next to nothing, and say so once they end the search."""
+        self.calm = self.calm + 1 if remaining is not None and remaining < STABLE else 0
+        if self.stable:
+            text = f"a further trial is expected to add {remaining:.1%} to the hypervolume: stable"
+            self.tell_observers(lambda o: o.note(text))
 
     def _conclude(self, record: TrialRecord) -> None:
         """Record how a trial ended, tell the proposer, and keep the front."""

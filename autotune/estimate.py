@@ -42,7 +42,7 @@ SHAPED: Mapping[str, str] = {
 }
 """What stands there for each shipped objective."""
 
-OWN_MODELS = frozenset({"gru", "lstm"})
+OWN_MODELS = frozenset({"bert", "gru", "lstm"})
 """Models that an objective makes up by name, with its own data."""
 
 MOST_TRIED = 12
@@ -66,6 +66,9 @@ _SPACE = "every value"
 class Asked:
     """What is to be trained; see `Workload`. Zeros stand for the objective's defaults.
 
+    A model alone is rehearsed by its shapes. With a teacher, and for a probe, which trains, model
+    and data are those of a search.
+
     Attributes:
         objective: Its name; None for what the model is made for, or else the default.
         model: A folder or hub name; None for the objective's own.
@@ -76,6 +79,10 @@ class Asked:
         trust_remote_code: Whether code that comes with a model may run.
         global_batch: Sequences per optimizer step.
         sequence_length: Tokens per sequence.
+        eval_examples: Sequences to evaluate on.
+        teacher: A folder or hub name for distillation to learn from.
+        purpose: Whose memory counts: `"training"` or `"inference"`.
+        trains: Whether it will be trained, if only for a few steps.
     """
 
     objective: str | None = None
@@ -86,11 +93,16 @@ class Asked:
     trust_remote_code: bool = False
     global_batch: int = 0
     sequence_length: int = 0
+    eval_examples: int = 0
+    teacher: str | None = None
+    purpose: str = "training"
+    trains: bool = False
 
     def workload(self) -> Workload:
         """Return the workload, of an objective that needs no more than what is there."""
         objective = self.objective and self.objective.replace("-", "_")
-        if self.model not in (None, *OWN_MODELS) and self.data is None:
+        by_shapes = self.data is None and self.teacher is None and not self.trains
+        if self.model not in (None, *OWN_MODELS) and by_shapes:
             if objective is None:
                 objective = f"{SHAPES}:by_architecture"
             elif objective in SHAPED:
@@ -104,6 +116,9 @@ class Asked:
             trust_remote_code=self.trust_remote_code,
             global_batch=self.global_batch,
             sequence_length=self.sequence_length,
+            eval_examples=self.eval_examples,
+            teacher=self.teacher,
+            purpose=self.purpose,
         )
 
 
@@ -179,25 +194,34 @@ class Estimator:
         Raises:
             AutotuneError: If it cannot be rehearsed.
         """
-        spec = TrialSpec(
-            number=0,
-            config=dict(config),
-            facts=self.facts,
-            device=self.context.device,
-            threads=1,
-            limit_bytes=limit_bytes or self.context.device.total_bytes,
-            limit_seconds=0.0,
-            cache=self.cache,
-            log="",
-            probe=True,
-        )
+        spec = self.spec(config, limit_bytes or self.context.device.total_bytes)
         try:
             return estimated(spec, self.rehearser, limited=limit_bytes is not None)
         except CannotRehearse as error:
             raise AutotuneError(
                 f"{config.describe(BUILTIN)} cannot be estimated: {error.message}",
-                help="one measured trial tells: autotune run --trials 1, with the same --set",
+                help="a few measured steps on this device tell: the same command with --probe",
             ) from error
+
+    def spec(self, config: Config, limit_bytes: int) -> TrialSpec:
+        """Return the probe of a configuration.
+
+        Args:
+            config: Legal in the context.
+            limit_bytes: Most memory that it may use.
+        """
+        return TrialSpec(
+            number=0,
+            config=dict(config),
+            facts=self.facts,
+            device=self.context.device,
+            threads=1,
+            limit_bytes=limit_bytes,
+            limit_seconds=0.0,
+            cache=self.cache,
+            log="",
+            probe=True,
+        )
 
     def judge(self, estimate: Estimate, budget: Budget) -> Verdict:
         """Hold an estimate against a budget, and look for what fits better.
@@ -333,6 +357,12 @@ def refuse_blocked(config: Config, context: Context) -> None:
 def every_value() -> Space:
     """Return the space of every knob with all of its values."""
     return Space(name=_SPACE, knobs=BUILTIN, domains={knob.name: knob.domain for knob in BUILTIN})
+
+
+def held_against(estimate: Estimate, budget: Budget) -> Verdict:
+    """Hold what was measured against a budget; nothing else is tried beside it."""
+    spare = budget.limit_bytes - estimate.predicted_bytes
+    return Verdict(budget=budget, spare_bytes=spare, certain=True, largest=None)
 
 
 def budget_for(text: str | None, device: Device) -> Budget | None:

@@ -26,7 +26,7 @@ from autotune.runners.devices import (
     pick_device,
 )
 from autotune.runners.local import LocalRunner
-from autotune.search.samplers import sampler_kind
+from autotune.search.proposers import DEFAULT_SAMPLER, check_sampler
 
 DEFAULT_OBJECTIVE = "text_classification"
 DEFAULT_TRIALS = 20
@@ -34,6 +34,9 @@ DEFAULT_TRIAL_SECONDS = 3600.0
 FIRST_LOOK_SECONDS = 240.0
 """Time for a search on an objective's own model and data, unless trials or time are given: it is
 there to be looked at, and ends within five minutes on two cores."""
+UNTIL_STABLE = "stable"
+"""Search until a further trial is expected to add next to nothing."""
+
 _TRAINING = ("steps", "global_batch", "sequence_length", "eval_examples")
 
 
@@ -55,10 +58,11 @@ class Settings:
     time: float | None = None
     steps: int = 0
     seed: int = 0
-    sampler: str = "tpe"
+    sampler: str = DEFAULT_SAMPLER
     jobs: int | None = None
     device: str | None = None
     trial_seconds: float = DEFAULT_TRIAL_SECONDS
+    until: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +118,8 @@ def make_plan(settings: Settings, runner: Runner, *, name: str, cache: Path) -> 
     device = pick_device(settings.device)
     budget = resolve_budget(settings.budget, device)
     _check_counts(settings)
-    sampler_kind(settings.sampler)
+    check_sampler(settings.sampler)
+    _check_until(settings)
     space = load_space(settings.space, BUILTIN).narrowed(settings.overrides)
     facts = runner.describe(_workload(settings, space), cache)
     devices = _devices(settings, budget)[: runner.slots]
@@ -253,6 +258,19 @@ def _check_counts(settings: Settings) -> None:
     ):
         if value < least:
             raise BadValue(f"{name} must be at least {least}, but got {value}")
+
+
+def _check_until(settings: Settings) -> None:
+    if settings.until not in ("", UNTIL_STABLE):
+        raise BadValue(
+            f"a search cannot go on until '{settings.until}'", help=f"write --until {UNTIL_STABLE}"
+        )
+    if settings.until and settings.sampler != DEFAULT_SAMPLER:
+        raise BadValue(
+            f"sampler '{settings.sampler}' does not say what a further trial promises, so that it "
+            f"cannot search until {settings.until}",
+            help=f"use --sampler {DEFAULT_SAMPLER}, or --trials and --time",
+        )
 
 
 def _check_space(space: Space, context: Context) -> None:

@@ -23,6 +23,7 @@ from autotune.plan import (
     DEFAULT_OBJECTIVE,
     DEFAULT_TRIAL_SECONDS,
     DEFAULT_TRIALS,
+    UNTIL_STABLE,
     Plan,
     Settings,
     local_runner,
@@ -30,7 +31,9 @@ from autotune.plan import (
     plan_again,
 )
 from autotune.runners.base import Runner
-from autotune.search.optuna import OptunaProposer
+from autotune.runners.local import LocalRunner
+from autotune.runners.probe import LocalProber
+from autotune.search.proposers import DEFAULT_SAMPLER, Task, make_proposer
 from autotune.search.screen import Screen
 from autotune.search.study import StudyMirror
 from autotune.storage.run import Run, new_run_folder
@@ -87,10 +90,11 @@ def tune(
     time: float | None = None,
     steps: int = 0,
     seed: int = 0,
-    sampler: str = "tpe",
+    sampler: str = DEFAULT_SAMPLER,
     jobs: int | None = None,
     device: str | None = None,
     trial_seconds: float = DEFAULT_TRIAL_SECONDS,
+    until: str = "",
     name: str | None = None,
     results: str | Path = "results",
     storage: str | None = None,
@@ -114,10 +118,11 @@ def tune(
         time: Most seconds; trials that run by then are finished.
         steps: Optimizer steps of a trial; 0 for what the space or the objective says.
         seed: Of the search and of every training.
-        sampler: `"tpe"`, `"nsga2"`, `"gp"`, `"random"` or `"qmc"`.
+        sampler: `"frontier"`, `"tpe"`, `"nsga2"`, `"gp"`, `"random"` or `"qmc"`.
         jobs: Trials side by side; None for one per accelerator, or as memory and cores allow.
         device: `"cpu"`, `"cuda"` or `"cuda:1"`; None for the first accelerator, or else the CPU.
         trial_seconds: Most seconds for one trial.
+        until: `"stable"` to end when a further trial is expected to add next to nothing.
         name: Of the run and its folder; None for a new one.
         results: Where runs are kept.
         storage: SQLAlchemy URL of the study database; None for SQLite in the run's folder.
@@ -150,6 +155,7 @@ def tune(
         jobs=jobs,
         device=device,
         trial_seconds=trial_seconds,
+        until=until,
     )
     return start(
         settings, name=name, results=results, storage=storage, runner=runner, observers=observers
@@ -177,7 +183,7 @@ def start(
         database = storage or _database(folder)
         with Store.open(database, clock=used.now) as store:
             store.start_run(plan.spec)
-            _conduct(plan, store, database, used, folder, observers)
+            _conduct(plan, store, database, used, folder, observers, until=settings.until)
         return Run.open(folder.name, results=results, storage=storage)
     finally:
         used.close()
@@ -236,29 +242,36 @@ def _conduct(
     runner: Runner,
     folder: Path,
     observers: Sequence[Observer],
+    *,
+    until: str = "",
 ) -> None:
     """Search, and leave the run in a state that says how it ended."""
     spec = plan.spec
-    proposer = OptunaProposer(
-        plan.space,
-        plan.context,
-        spec.facts.metric,
-        sampler=spec.sampler,
-        seed=spec.seed,
+    task = Task(
+        space=plan.space,
+        context=plan.context,
+        metric=spec.facts.metric,
         limit_bytes=plan.budget.limit_bytes,
+        seed=spec.seed,
+        trials=spec.trials,
     )
     mirror = StudyMirror(database, spec.name, plan.space)
-    limit = plan.budget.limit_bytes
-    screen = Screen(RehearsalWorker(), limit, spec.facts.model.parameters)
+    screen = Screen(
+        RehearsalWorker(),
+        plan.budget.limit_bytes,
+        spec.facts.model.parameters,
+        LocalProber() if isinstance(runner, LocalRunner) else None,
+    )
     state = Search(
         plan=plan,
         store=store,
         mirror=mirror,
-        proposer=proposer,
+        proposer=make_proposer(spec.sampler, task),
         runner=runner,
         folder=folder,
         observers=observers,
         screen=screen if runner.trains else None,
+        until_stable=until == UNTIL_STABLE,
     )
     state.remember(store.records(spec.name))
     state.announce()

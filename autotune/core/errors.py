@@ -11,6 +11,7 @@ The tree is drawn first, so that a reader knows what to catch before reading a c
     │   ├── DataError                2  data that is missing, empty, broken or has other columns
     │   ├── ModelError               2  a model that cannot be loaded
     │   ├── MissingLibrary           2  an optional library that is not installed
+    │   ├── CannotExport             2  settings that the target of an export has no words for
     │   └── QueryError               2  SQL that fails or that would write
     ├── NothingFits                  3  no configuration of the space fits the budget
     └── StorageError                 1  results that cannot be read or written
@@ -128,6 +129,10 @@ class ModelError(UsageError):
 
 class MissingLibrary(UsageError):
     """An optional library that is not installed; the help has the exact `pip install`."""
+
+
+class CannotExport(UsageError):
+    """Settings that the target of an export has no words for; one line of context for each."""
 
 
 class QueryError(UsageError):

@@ -22,6 +22,9 @@ from autotune.core.workload import Metric
 Point = tuple[float, float]
 """`(loss, peak bytes)`, or any two numbers to be minimised."""
 
+NEAR = 0.01
+"""Share of the best score that counts as near to it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picks:
@@ -30,11 +33,13 @@ class Picks:
     Attributes:
         best_accuracy: The best score, whatever it needs. None if no trial is feasible.
         knee: The best compromise, which is recommended.
+        cheapest: The smallest peak whose score is within `NEAR` of the best.
         least_memory: The smallest peak, whatever it scores.
     """
 
     best_accuracy: TrialRecord | None
     knee: TrialRecord | None
+    cheapest: TrialRecord | None
     least_memory: TrialRecord | None
 
 
@@ -109,9 +114,16 @@ def picks(records: Iterable[TrialRecord], metric: Metric) -> Picks:
     """Return the trials worth looking at first."""
     best = front(records, metric)
     if not best:
-        return Picks(best_accuracy=None, knee=None, least_memory=None)
+        return Picks(best_accuracy=None, knee=None, cheapest=None, least_memory=None)
     points = [point for record in best if (point := record.point(metric)) is not None]
-    return Picks(best_accuracy=best[-1], knee=best[knee(points)], least_memory=best[0])
+    bound = points[-1][0] + NEAR * abs(points[-1][0])
+    near = next(index for index, point in enumerate(points) if point[0] <= bound)
+    return Picks(
+        best_accuracy=best[-1],
+        knee=best[knee(points)],
+        cheapest=best[near],
+        least_memory=best[0],
+    )
 
 
 def reference_point(records: Iterable[TrialRecord], metric: Metric) -> Point | None:

@@ -1,17 +1,23 @@
 """Structured pruning of attention: fewer heads in every block, whole key/value groups at a time.
 
 Models whose configuration can say the head size apart from the width (Llama and its kin, T5) load
-again with plain transformers after it; the others (BERT, GPT-2, OPT, …) keep their pruned weights
-in a checkpoint, but their configuration cannot describe them (`architectures.Attention.reloads`).
+again with plain transformers after it. The configurations of others (BERT, GPT-2, OPT, …) cannot
+leave heads out: they are saved with silent heads in place of those that were cut, which gives the
+same outputs, in a file of the size before pruning (`architectures.Attention.reloads`).
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from autotune.core.context import Context
 from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
 from autotune.knobs.architectures import ATTENTION_HEADS, kept_groups
-from autotune.knobs.stages import ADAPT, Adaptation
+from autotune.knobs.stages import ADAPT, SAVE, Adaptation
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _prune(state: Adaptation, value: float) -> Adaptation:
@@ -20,6 +26,12 @@ def _prune(state: Adaptation, value: float) -> Adaptation:
 
     prune_units(state, HEADS, value)
     return state
+
+
+def _fill(model: nn.Module, value: float) -> nn.Module:
+    from autotune.knobs.surgery import fill_heads
+
+    return fill_heads(model)
 
 
 def _needs_whole_groups(value: float, context: Context) -> str | None:
@@ -48,7 +60,7 @@ PRUNE_HEADS = Knob(
     leanest=0.5,
     label="prune heads {}",
     numerics=Numerics.LOSSY,
-    transforms=(ADAPT.do(_prune),),
+    transforms=(ADAPT.do(_prune), SAVE.do(_fill)),
     blocked=_needs_whole_groups,
     references=("Michel et al. 2019, arXiv:1905.10650", "Ma et al. 2023, arXiv:2305.11627"),
 )

@@ -12,6 +12,7 @@
 | COMPRESS | the model | a trained model, about to be evaluated |
 | EVALUATE | EvalPlan | the model as it will be deployed |
 | DEPLOY | the model | a trained and evaluated model |
+| SAVE | the model | a dense model of the library's own layers, about to be written to a folder |
 
 Plans are frozen: a transform returns a changed copy (`dataclasses.replace`). They stand here, below
 the trial that carries them out, because knobs change them.
@@ -63,12 +64,15 @@ class LoadPlan:
         attention: Attention kernel, as transformers spells it: `"sdpa"`, `"eager"`.
         memory_map: Weights that do not train stay in their file and are read through a memory map.
         shapes_only: Weights are not read; only their shapes and dtypes matter, for a rehearsal.
+        layers: With `shapes_only`, how many blocks are built, of encoder and decoder each, in place
+            of those that the model has; 0 for all of them.
     """
 
     dtype: str = "float32"
     attention: str = "sdpa"
     memory_map: bool = False
     shapes_only: bool = False
+    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +183,7 @@ STEP: Stage[StepPlan] = Stage(6, "step")
 COMPRESS: Stage[nn.Module] = Stage(7, "compress")
 EVALUATE: Stage[EvalPlan] = Stage(8, "evaluate")
 DEPLOY: Stage[nn.Module] = Stage(9, "deploy")
+SAVE: Stage[nn.Module] = Stage(10, "save")
 
 
 def on_model(

@@ -29,7 +29,15 @@ from autotune.knobs.architectures import (
     kept_width,
 )
 from autotune.knobs.blocks import dense_weight, is_dense
-from autotune.knobs.units import Slices, Structure, Units, cut_units, inputs, outputs
+from autotune.knobs.units import (
+    Slices,
+    Structure,
+    Units,
+    add_silent_units,
+    cut_units,
+    inputs,
+    outputs,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +90,32 @@ def head_units(model: nn.Module) -> list[Units]:
         ModelError: If the family is unknown or a model has none of the layers of its family.
     """
     return [heads.units() for heads in _attentions(model)]
+
+
+def fill_heads(model: nn.Module) -> nn.Module:
+    """Put silent heads in place of cut ones where a configuration cannot leave heads out.
+
+    Transformers takes the head size of BERT, GPT-2 and others from width and number of heads, so a
+    folder with fewer heads would be read as one with larger heads. Heads that are all zero change
+    nothing of what is computed.
+
+    Args:
+        model: Dense, of a family in `ATTENTION_HEADS`; changed in place.
+
+    Returns:
+        The model.
+    """
+    shape = of_family(ATTENTION_HEADS, model, "prune.heads")
+    if shape.reloads:
+        return model
+    found = _attentions(model)
+    whole = {heads.name: heads.whole() for heads in found}
+    units = [heads.units() for heads in found]
+    add_silent_units(model, [(each, whole[each.name] - each.count) for each in units])
+    for heads in found:
+        heads.recount(whole[heads.name])
+    configure(model, dict.fromkeys(shape.settings, whole[found[0].name] * found[0].queries))
+    return model
 
 
 def configure(model: nn.Module, sizes: Mapping[str, int]) -> None:
@@ -197,6 +231,11 @@ class _Heads:
             factors=tuple(part[:1] for part in self._parts()),
             shared=_stack(self.name) if self.shape.uniform else "",
         )
+
+    def whole(self) -> int:
+        """Return the number of groups before any was cut, of a layer as wide as its heads."""
+        weight = dense_weight(_dense(self.owner, self.shape.output))
+        return weight.shape[0] // self.size // self.queries
 
     def recount(self, groups: int) -> None:
         """Have the layer say that so many groups are left."""

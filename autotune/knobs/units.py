@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from autotune.knobs.stages import Adaptation
+
+T = TypeVar("T")
 
 Kept = dict[str, "Tensor"]
 """Indices of the units that stayed, by the name of the layer that has them."""
@@ -146,17 +148,48 @@ def cut_units(model: nn.Module, cuts: Iterable[tuple[Units, Tensor]]) -> None:
 
     Several layers may stand next to each other in one tensor, so all of them are cut together.
     """
-    found: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
-    for units, kept in cuts:
+
+    def keep(old: Tensor, dim: int, parts: list[tuple[Slices, Tensor]]) -> Tensor:
+        places = torch.cat([slices.places(kept) for slices, kept in parts])
+        return old.index_select(dim, places.to(old.device))
+
+    _replace(model, cuts, keep)
+
+
+def add_silent_units(model: nn.Module, additions: Iterable[tuple[Units, int]]) -> None:
+    """Give each layer more units, all zero, behind the others: it computes the same.
+
+    Whatever stands along a dimension that has units must belong to units.
+    """
+
+    def widen(old: Tensor, dim: int, parts: list[tuple[Slices, tuple[int, int]]]) -> Tensor:
+        pieces = []
+        for slices, (count, more) in parts:
+            pieces.append(old.narrow(dim, slices.start, count * slices.size))
+            shape = list(old.shape)
+            shape[dim] = more * slices.size
+            pieces.append(old.new_zeros(shape))
+        return torch.cat(pieces, dim)
+
+    _replace(model, ((units, (units.count, more)) for units, more in additions), widen)
+
+
+def _replace(
+    model: nn.Module,
+    changes: Iterable[tuple[Units, T]],
+    change: Callable[[Tensor, int, list[tuple[Slices, T]]], Tensor],
+) -> None:
+    """Put other tensors in place of those that hold units; `change` gets slices in their order."""
+    found: dict[tuple[str, int], list[tuple[Slices, T]]] = {}
+    for units, what in changes:
         for each in units.slices:
-            found.setdefault((each.tensor, each.dim), []).append((each.start, each.places(kept)))
+            found.setdefault((each.tensor, each.dim), []).append((each, what))
     changed: dict[str, nn.Module] = {}
     for (name, dim), parts in found.items():
         owner_name, _, attribute = name.rpartition(".")
         owner = changed.setdefault(owner_name, model.get_submodule(owner_name))
         old = model.get_parameter(name)
-        places = torch.cat([part for _, part in sorted(parts, key=lambda pair: pair[0])])
-        new = old.detach().index_select(dim, places.to(old.device))
+        new = change(old.detach(), dim, sorted(parts, key=lambda part: part[0].start))
         setattr(owner, attribute, nn.Parameter(new, old.requires_grad))
     for owner in changed.values():
         _resize(owner)

@@ -1,7 +1,8 @@
 """Devices that are known by name, so that memory can be predicted for one that is not here.
 
 Memory is what `nvidia-smi` shows with a recent driver: what is on the box less what the driver
-keeps for itself. Drivers and error correction move it by up to 2 %.
+keeps for itself. Drivers and error correction move it by up to 2 %. What a process of its own
+holds on a card, its context, follows from the compute capability (`memory/outside.py`).
 """
 
 from __future__ import annotations
@@ -87,6 +88,11 @@ def find_device(text: str | None) -> Device:
             f"unknown device '{text}'", where="--device", help=_suggestion(text, here)
         )
     return _device(name)
+
+
+def is_here(device: Device) -> bool:
+    """Whether this machine has a device, so that something can run on it."""
+    return any((d.label, d.name) == (device.label, device.name) for d in detect_devices())
 
 
 def _device(name: str) -> Device:

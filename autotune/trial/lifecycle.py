@@ -32,6 +32,7 @@ from autotune.knobs.stages import (
     LOAD,
     OPTIMISE,
     PARALLELISE,
+    SAVE,
     STEP,
     Adaptation,
     DataPlan,
@@ -41,6 +42,7 @@ from autotune.knobs.stages import (
     StepPlan,
 )
 from autotune.trial.anatomy import reachable_bytes
+from autotune.trial.keep import keep_model
 from autotune.trial.loop import Helpers, contexts
 from autotune.trial.objective import Batch, Objective, load_objective
 from autotune.trial.progress import Progress
@@ -126,8 +128,15 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
     if spec.probe or stand_ins is not None:
         return Completed(measurement=progress.measurement())
     scores = evaluate(objective, model, batches, plan, device)
-    run_stage(DEPLOY, model, BUILTIN, config)
+    hand_on(spec, objective, model)
     return Completed(scores=scores, measurement=progress.measurement())
+
+
+def hand_on(spec: TrialSpec, objective: Objective, model: nn.Module) -> None:
+    """Make the trained model one of its library's own layers, and keep it if that was asked for."""
+    model = run_stage(DEPLOY, model, BUILTIN, spec.config)
+    if spec.keep:
+        keep_model(run_stage(SAVE, model, BUILTIN, spec.config), objective, Path(spec.keep))
 
 
 def evaluation(spec: TrialSpec) -> EvalPlan:

@@ -26,6 +26,7 @@ class TrialSpec:
         cache: Folder of prepared data.
         log: File that gets standard output and error.
         probe: Train only the steps that are measured and skip the evaluation: memory only.
+        keep: Folder for the trained model as plain transformers loads it; empty to keep nothing.
     """
 
     number: int
@@ -38,6 +39,7 @@ class TrialSpec:
     cache: str
     log: str
     probe: bool = False
+    keep: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
@@ -64,7 +66,8 @@ class Event:
 
     Attributes:
         trial: Number of the trial.
-        kind: `"phase"` (data: phase), `"step"` (step, steps, loss), `"outcome"` (an outcome).
+        kind: `"phase"` (data: phase), `"step"` (step, steps, loss), `"outcome"` (an outcome), and
+            before it starts `"screen"` (note: why it was not rehearsed, and what was done instead).
         data: Its JSON object.
         time: Unix time, or the runner's simulated time.
     """
