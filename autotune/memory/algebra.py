@@ -29,8 +29,9 @@ from autotune.memory.laws import (
     with_rows,
     with_tokens,
 )
+from autotune.memory.line import Line, NotAlgebraic, lines_of
 from autotune.memory.rehearsal import Rehearsal
-from autotune.memory.splice import Line, NotAlgebraic, alone, lines_of, spliced
+from autotune.memory.splice import alone, spliced
 from autotune.memory.structure import Structure, scale_of, structure_of
 from autotune.memory.trace import Scale, Trace
 from autotune.trial.spec import TrialSpec

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autotune.memory.splice import Line, NotAlgebraic, Spliced
+from autotune.memory.line import Line, NotAlgebraic
+from autotune.memory.splice import Spliced
 from autotune.memory.trace import Scale
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from autotune.core.workload import Workload
 from autotune.memory.algebra import Algebra
 from autotune.memory.allocator import replay
 from autotune.memory.laws import PhaseLaw, check, fixed_law, with_rows, with_tokens
+from autotune.memory.line import Line, NotAlgebraic, lines_of
 from autotune.memory.rehearsal import Rehearsal
 from autotune.memory.rehearse import rehearse, trace
-from autotune.memory.splice import Line, NotAlgebraic, lines_of, spliced
+from autotune.memory.splice import spliced
 from autotune.memory.structure import scale_of, structure_of
 from autotune.memory.trace import Events, Scale, Trace
 from autotune.trial.objective import load_objective
