@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from syrupy.assertion import SnapshotAssertion
@@ -12,7 +12,7 @@ from syrupy.assertion import SnapshotAssertion
 import autotune.cli.estimate
 from autotune.core.units import GIB
 from autotune.memory.outside import CONTEXT_BYTES
-from autotune.memory.rehearsal import Rehearsal
+from autotune.memory.rehearsal import CannotRehearse, Rehearsal
 from autotune.runners.device_table import find_device
 from tests.cli.conftest import Command
 
@@ -46,6 +46,9 @@ class Canned:
             anatomy={"weights": GIB, "gradients": GIB // 2, "activations": 3 * GIB // 2},
             peaks={"steady": 3 * GIB}, parameters=10**9, trained_parameters=10**9,
         )  # fmt: skip
+
+    def trace(self, spec: object, scale: object = None) -> NoReturn:
+        raise CannotRehearse("nothing is rehearsed here, so there are no events")
 
 
 def folder(name: str, entries: dict[str, Any]) -> str:
