@@ -30,6 +30,7 @@ from autotune.core.outcome import Completed, outcome_from_json
 from autotune.core.units import GIB, gib
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.knobs import BUILTIN
+from autotune.memory.algebra import Algebra
 from autotune.memory.rehearsal_worker import RehearsalWorker
 from autotune.plan import context_of
 from autotune.runners.devices import library_versions, pick_device
@@ -181,18 +182,19 @@ def rehearsed(folder: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     print(f"\nLlama of {facts.model.parameters:,} parameters, rehearsed")
     with RehearsalWorker() as worker:
+        algebra = Algebra(worker)
         for number, config in enumerate(REHEARSED):
             if reason := first_reason(config, BUILTIN, context):
                 raise SystemExit(f"{config}: {reason}")
             spec = replace(make_spec(facts, CARD, folder, number, config), probe=True)
-            found = worker.rehearse(spec)
+            found = algebra.rehearse(spec)
             rows.append({
                 "config": config,
                 "label": Config(config, BUILTIN).describe(BUILTIN),
                 "peak_bytes": found.peak_bytes,
                 "anatomy": dict(found.anatomy),
                 "cpu_seconds": found.seconds,
-                "note": found.note,
+                "note": " ".join(filter(None, (found.note, found.derived))),
             })  # fmt: skip
             _show(rows[-1], rows[0])
     less = rows[0]["peak_bytes"] / rows[-1]["peak_bytes"]

@@ -16,6 +16,7 @@ import pytest
 from autotune.core.errors import AutotuneError, BadValue, NothingFits, UnknownName
 from autotune.core.outcome import Completed, OutOfMemory
 from autotune.core.record import TrialRecord
+from autotune.runners.local import LocalRunner
 from autotune.storage.run import Run
 from autotune.tuner import resume, tune
 from tests.contract.test_runners import is_gone
@@ -37,6 +38,12 @@ def space(tmp_path: Path) -> str:
     path = tmp_path / "troubled.yaml"
     path.write_text(SPACE)
     return str(path)
+
+
+class Unscreened(LocalRunner):
+    """A runner whose trials nobody looks at before: what does not fit runs out of memory."""
+
+    trains = False
 
 
 def settings(space: str, results: Path | str, troubles: dict[str, str], **more: object) -> dict:
@@ -96,6 +103,7 @@ def test_no_outcome_ends_the_search(space: str, tmp_path: Path) -> None:
         overrides={"learning_rate": "1.0"},
         trial_seconds=5.0,
         name="all-troubles",
+        runner=Unscreened(),
     )
     ends = {r.config.get("accumulation", 1): r.outcome.tag for r in run.records if r.outcome}
     assert ends == {
