@@ -18,6 +18,7 @@ from unittest import mock
 
 from autotune.__main__ import main
 from autotune.core.record import TrialRecord
+from autotune.core.units import GIB
 from autotune.knobs import BUILTIN
 from autotune.report.knobs import knob_guide
 from autotune.storage.run import Run
@@ -67,6 +68,22 @@ def halved_sentence() -> str:
     return (
         f"And for a BERT of six layers, {searched(run)}: {found(run, best)}, "
         f"and {share:.0%} of the parameters.\n"
+    )
+
+
+def ladder_sentence() -> str:
+    """Say how far one technique after another goes, from the recorded benchmark."""
+    document = json.loads((REFERENCE / "ladder.json").read_text())
+    near = document["measured"]["best"]["1%"]
+    large = document["rehearsed"]
+    first, last = large["rows"][0], large["rows"][-1]
+    return (
+        f"One technique after another, measured: {near['less']:.1f} times less training memory "
+        f"within 1% of the baseline's accuracy ({near['label']}). Rehearsed for a Llama of "
+        f"{large['parameters'] / 1e9:.1f} billion parameters: from "
+        f"{first['peak_bytes'] / GIB:.0f} GiB to {last['peak_bytes'] / GIB:.1f} "
+        f"({last['label']}), memory only (`python -m tests.benchmarks.ladder`, recorded in "
+        "`results/reference/ladder.json`).\n"
     )
 
 
@@ -153,6 +170,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "overhead": overhead_sentence,
     "compressed": compressed_sentence,
     "halved": halved_sentence,
+    "ladder": ladder_sentence,
 }
 
 

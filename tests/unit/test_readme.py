@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -108,3 +109,9 @@ def test_recorded_searches_keep_what_compression_promises(
     assert best.score >= -0.01
     assert best.peak <= -0.6
     assert best.seconds <= -seconds
+
+
+def test_the_recorded_ladder_goes_as_far_as_it_promises() -> None:
+    document = json.loads((REFERENCE / "ladder.json").read_text())
+    assert document["measured"]["best"]["1%"]["less"] >= 6
+    assert document["rehearsed"]["less"] >= 13
