@@ -79,7 +79,7 @@ class CausalLM(Task):
 
     def look(self) -> tuple[Prepared, WorkloadFacts]:
         """Find texts and model, and turn the texts into two streams; see `Task.look`."""
-        corpus = self._corpus()
+        corpus = self.corpus()
         source, config, tokenizer = self._model()
         teacher = self._find_teacher(config, tokenizer)
         train, ends = encode_documents(corpus.train, tokenizer)
@@ -216,7 +216,8 @@ class CausalLM(Task):
             tokens,
         )
 
-    def _corpus(self) -> _Corpus:
+    def corpus(self) -> _Corpus:
+        """Read the data of the workload, or its own, split into parts."""
         workload = self.workload
         if workload.data is None:
             train, held = split_end(library_topics())

@@ -81,7 +81,7 @@ def language(workload: Workload, cache: Path) -> Ingredients:
     """
     task = CausalLM(workload, cache)
     task.describe()
-    corpus = task._corpus()
+    corpus = task.corpus()
     rows = tuple([{"text": text} for text in part] for part in (corpus.train, corpus.held))
     column = _column(workload, workload.text_column, TEXT_NAMES)
 
@@ -102,7 +102,7 @@ def classes(workload: Workload, cache: Path) -> Ingredients:
     """
     task = TextClassification(workload, cache)
     task.describe()
-    corpus = task._corpus()
+    corpus = task.corpus()
     rows = tuple(
         [
             {"text": text, "label": label}

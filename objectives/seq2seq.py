@@ -78,7 +78,7 @@ class Seq2Seq(Task):
     def look(self) -> tuple[Prepared, WorkloadFacts]:
         """Find pairs and model, and turn both sides into tokens; see `Task.look`."""
         refuse_teacher(self.workload)
-        corpus = self._corpus()
+        corpus = self.corpus()
         source, config, tokenizer = self._model(corpus.train)
         check_start(config, source)
         most = self._most_tokens(source, config)
@@ -194,7 +194,8 @@ class Seq2Seq(Task):
         model.train(training)
         return TokenSums.joined(sums).scores()
 
-    def _corpus(self) -> _Corpus:
+    def corpus(self) -> _Corpus:
+        """Read the data of the workload, or its own, split into parts."""
         workload = self.workload
         if workload.data is not None:
             splits = read_data(workload.data)

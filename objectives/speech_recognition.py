@@ -71,7 +71,7 @@ class SpeechRecognition(Task):
     def look(self) -> tuple[Prepared, WorkloadFacts]:
         """Find recordings and model, and turn sounds into features; see `Task.look`."""
         refuse_teacher(self.workload)
-        corpus = self._corpus()
+        corpus = self.corpus()
         listener = self._listener(corpus)
         source, facts = listener.source, listener.facts
         config = self._config(source, facts)
@@ -184,7 +184,8 @@ class SpeechRecognition(Task):
             for ours, theirs in zip(written, wanted, strict=True)
         ]
 
-    def _corpus(self) -> _Corpus:
+    def corpus(self) -> _Corpus:
+        """Read the data of the workload, or its own, split into parts."""
         data = self.workload.data
         if data is not None:
             splits = read_data(data)

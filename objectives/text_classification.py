@@ -88,7 +88,7 @@ class TextClassification(Task):
 
     def look(self) -> tuple[Prepared, WorkloadFacts]:
         """Find texts, classes and model, and turn the texts into tokens; see `Task.look`."""
-        corpus = self._corpus()
+        corpus = self.corpus()
         classes = classes_of(corpus.train, corpus.held, where=corpus.where)
         teacher = self._find_teacher(classes)
         source, tokenizer = self._model(corpus.train.texts, teacher)
@@ -206,7 +206,8 @@ class TextClassification(Task):
         model.train(training)
         return confusion_scores(counts)
 
-    def _corpus(self) -> _Corpus:
+    def corpus(self) -> _Corpus:
+        """Read the data of the workload, or its own, split into parts."""
         workload = self.workload
         if workload.data is not None:
             splits = read_data(workload.data)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from autotune.core.domains import Value
 from autotune.export.base import Export, Exporter, Refusal, Subject, check, fine, only
 from autotune.export.base import refuse_objective as refuse
 from autotune.export.numbers import Numbers
@@ -15,6 +14,7 @@ from autotune.export.script_knobs import target_paths
 from autotune.export.settings import (
     WEIGHT_BITS,
     comment,
+    lora_targets,
     notes_of,
     optimizer,
     optimizer_bits,
@@ -25,10 +25,6 @@ from autotune.export.settings import (
 from autotune.knobs.attention import SPELLED
 
 TARGET = "axolotl"
-
-
-def _targets(value: Value, subject: Subject) -> str:
-    return "" if target_paths(subject) else f"the {value} layers of this family are not known"
 
 
 EXPRESSED: dict[str, Refusal] = {
@@ -42,7 +38,7 @@ EXPRESSED: dict[str, Refusal] = {
     "global_batch": fine,
     "learning_rate": fine,
     "lora.rank": fine,
-    "lora.targets": _targets,
+    "lora.targets": lora_targets,
     "lora.variant": fine,
     "loss_chunks": fine,
     "optimizer": optimizer,

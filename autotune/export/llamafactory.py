@@ -17,6 +17,7 @@ from autotune.export.script_knobs import target_paths
 from autotune.export.settings import (
     WEIGHT_BITS,
     comment,
+    lora_targets,
     notes_of,
     optimizer,
     optimizer_bits,
@@ -35,10 +36,6 @@ def _precision(value: Value, subject: Subject) -> str:
     return ""
 
 
-def _targets(value: Value, subject: Subject) -> str:
-    return "" if target_paths(subject) else f"the {value} layers of this family are not known"
-
-
 EXPRESSED: dict[str, Refusal] = {
     "accumulation": fine,
     "attention": only(
@@ -51,7 +48,7 @@ EXPRESSED: dict[str, Refusal] = {
     "global_batch": fine,
     "learning_rate": fine,
     "lora.rank": fine,
-    "lora.targets": _targets,
+    "lora.targets": lora_targets,
     "lora.variant": fine,
     "optimizer": optimizer,
     "optimizer.bits": optimizer_bits,

@@ -10,6 +10,7 @@ from typing import Any
 from autotune.core.domains import Value
 from autotune.core.errors import CannotExport
 from autotune.export.base import Refusal, Subject, always, only
+from autotune.export.script_knobs import target_paths
 
 OPTIMIZERS = {
     ("adamw", 32): "adamw_torch_fused",
@@ -32,6 +33,11 @@ STREAM_NOTE = (
     "The search cut all texts into blocks of one stream; here whole texts are packed, so the order "
     "of the data is another one."
 )
+
+
+def lora_targets(value: Value, subject: Subject) -> str:
+    """Say that the layers of a family are not known; empty if they are."""
+    return "" if target_paths(subject) else f"the {value} layers of this family are not known"
 
 
 def optimizer(value: Value, subject: Subject) -> str:

@@ -24,7 +24,6 @@ References:
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -35,11 +34,11 @@ from autotune.core.context import Context
 from autotune.core.record import TrialRecord
 from autotune.core.space import Space
 from autotune.core.workload import Metric
+from autotune.search.asking import Asking
 from autotune.search.candidates import Legality, spread_out
 from autotune.search.features import Features, rows
 from autotune.search.findings import Finding, exact_knobs_matter, finding_of, thinned
 from autotune.search.memory_model import MemoryModel
-from autotune.search.neighbours import nearest_new
 from autotune.search.scene import Menu, Rated, Scene
 from autotune.search.surrogate import Learner
 
@@ -78,7 +77,7 @@ _RESERVED = 0.1
 """Share of the trials at the end that verify claims, as long as there are any."""
 
 
-class FrontierProposer:
+class FrontierProposer(Asking):
     """A `Proposer` for trade-offs between accuracy, memory and, if asked for, time.
 
     Args:
@@ -109,11 +108,8 @@ class FrontierProposer:
         rehearse: Rehearse | None = None,
         rehearsals: int = 48,
     ) -> None:
-        self.note = ""
-        self._space = space
-        self._context = context
+        super().__init__(space, context, seed)
         self._metric = metric
-        self._seed = seed
         self._limit_bytes = limit_bytes
         self._timed = timed
         self._trials = trials
@@ -124,8 +120,6 @@ class FrontierProposer:
         self._memory = MemoryModel(self._features, limit_bytes, timed=timed)
         self._learners: dict[bytes, Learner] = {}
         self._told: dict[int, Finding | None] = {}
-        self._running: dict[int, Config] = {}
-        self._known: set[Config] = set()
         self._counted: dict[Config, int | None] = {}
         self._pool: Array | None = None
         self._rehearsed: list[tuple[Array, int]] = []
@@ -134,46 +128,12 @@ class FrontierProposer:
         settings = self._features.menu(self._features.exact, MOST_SETTINGS, rng)
         self._menu = Menu(lossy=self._features.lossy, exact=self._features.exact, settings=settings)
 
-    def ask(self, number: int) -> Config | None:
-        """Return a legal configuration that is new, or None if the space is exhausted."""
-        config = self._space.baseline()
-        for config in self._wishes(number):
-            if self._is_new(config):
-                return self._take(number, config)
-        found = nearest_new(
-            config,
-            self._space,
-            self._context,
-            is_new=self._is_new,
-            rng=random.Random(f"{self._seed}/{number}"),
-        )
-        return None if found is None else self._take(number, found)
-
-    def tell(self, record: TrialRecord) -> None:
-        """Learn from a trial, whoever proposed it; one without an outcome counts as running."""
-        self._known.add(record.config)
-        if record.outcome is None:
-            self._running[record.number] = record.config
-        else:
-            self._running.pop(record.number, None)
-            self._told[record.number] = finding_of(
-                record, self._features, self._metric, self._limit_bytes
-            )
-
     def remaining(self) -> float | None:
         """Return how much the best proposal was expected to add, as a share of the hypervolume.
 
         None before a model was asked. The search is about to be done where this stays near 0.
         """
         return self._remaining
-
-    def _take(self, number: int, config: Config) -> Config:
-        self._running[number] = config
-        self._known.add(config)
-        return config
-
-    def _is_new(self, config: Config) -> bool:
-        return config not in self._known and self._space.legal(config, self._context)
 
     def _wishes(self, number: int) -> Iterator[Config]:
         """Yield what to propose, best first."""
@@ -204,6 +164,11 @@ class FrontierProposer:
         if self._verifies(len(trained)):
             yield from self._claims(scene)
         yield from map(self._features.config, self._best(rng, scene, menu, len(trained)))
+
+    def _learn(self, record: TrialRecord) -> None:
+        self._told[record.number] = finding_of(
+            record, self._features, self._metric, self._limit_bytes
+        )
 
     @property
     def _initial(self) -> int:

@@ -13,7 +13,6 @@ from the last draw in as few knobs as possible.
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 
 import optuna
@@ -25,16 +24,16 @@ from autotune.core.context import Context
 from autotune.core.record import TrialRecord
 from autotune.core.space import Space
 from autotune.core.workload import Metric
+from autotune.search.asking import Asking
 from autotune.search.encoding import Encoding
 from autotune.search.lessons import Lessons
-from autotune.search.neighbours import nearest_new
 from autotune.search.quiet import quiet_optuna
 from autotune.search.samplers import SamplerKind, sampler_kind
 
 _DIRECTIONS = (StudyDirection.MINIMIZE, StudyDirection.MINIMIZE)
 
 
-class OptunaProposer:
+class OptunaProposer(Asking):
     """A `Proposer` that asks one of Optuna's samplers.
 
     Args:
@@ -62,56 +61,18 @@ class OptunaProposer:
         seed: int = 0,
         limit_bytes: int,
     ) -> None:
-        self.note = ""
+        super().__init__(space, context, seed)
         self._kind = sampler_kind(sampler) if isinstance(sampler, str) else sampler
-        self._space = space
-        self._context = context
-        self._seed = seed
         self._encoding = Encoding(space)
         self._lessons = Lessons(self._encoding, metric, limit_bytes, self._kind.reads)
         self._told: dict[int, TrialRecord] = {}
-        self._running: dict[int, Config] = {}
-        self._known: set[Config] = set()
         with quiet_optuna():
             self._sequence = _Sequence(self._encoding, self._kind.make(_seed_of(seed, 0)))
 
-    def ask(self, number: int) -> Config | None:
-        """Return a legal configuration that is new, or None if the space is exhausted."""
-        wish = self._space.baseline()
-        for wish in self._draws(number):
-            if self._is_new(wish):
-                return self._take(number, wish)
-        config = nearest_new(
-            wish,
-            self._space,
-            self._context,
-            is_new=self._is_new,
-            rng=random.Random(f"{self._seed}/{number}"),
-        )
-        return None if config is None else self._take(number, config)
+    def _learn(self, record: TrialRecord) -> None:
+        self._told[record.number] = record
 
-    def remaining(self) -> float | None:
-        """Return None: Optuna's samplers do not say what a proposal promises."""
-        return None
-
-    def tell(self, record: TrialRecord) -> None:
-        """Learn from a trial, whoever proposed it; one without an outcome counts as running."""
-        self._known.add(record.config)
-        if record.outcome is None:
-            self._running[record.number] = record.config
-        else:
-            self._running.pop(record.number, None)
-            self._told[record.number] = record
-
-    def _take(self, number: int, config: Config) -> Config:
-        self._running[number] = config
-        self._known.add(config)
-        return config
-
-    def _is_new(self, config: Config) -> bool:
-        return config not in self._known and self._space.legal(config, self._context)
-
-    def _draws(self, number: int) -> Iterator[Config]:
+    def _wishes(self, number: int) -> Iterator[Config]:
         """Yield what the sampler would like, best first."""
         if self._kind.sequence:
             for index in range(2 * len(self._known) + self._kind.attempts):
