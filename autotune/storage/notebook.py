@@ -4,21 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from autotune.core.pareto import Picks
 from autotune.core.record import TrialRecord
 from autotune.core.units import format_duration, gib
+from autotune.core.workload import Metric
 from autotune.knobs import BUILTIN
-
-if TYPE_CHECKING:
-    from autotune.storage.run import Run
 
 _RIGHT = "text-align:right;font-variant-numeric:tabular-nums"
 _LEFT = "text-align:left"
 _MOST = 20
 
 
-def run_html(run: Run) -> str:
+class Shown(Protocol):
+    """What is shown of a run."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def status(self) -> str:
+        """How it stands."""
+
+    @property
+    def metric(self) -> Metric:
+        """What it searches for."""
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that it took."""
+
+    def counts(self) -> dict[str, int]:
+        """Return how many trials ended in which way."""
+
+    def front(self) -> list[TrialRecord]:
+        """Return the trials that nothing else beats."""
+
+    def picks(self) -> Picks:
+        """Return the trials worth looking at."""
+
+
+def run_html(run: Shown) -> str:
     """Return a run's head, its front, and what to type for the rest."""
     ends = ", ".join(f"{count} {status}" for status, count in sorted(run.counts().items()))
     head = f"{run.status}: {ends or 'no trials'}, {format_duration(run.elapsed)}"
@@ -33,7 +61,7 @@ def run_html(run: Run) -> str:
     return f'<div class="autotune-run">{"".join(parts)}</div>'
 
 
-def _table(run: Run, records: Sequence[TrialRecord]) -> str:
+def _table(run: Shown, records: Sequence[TrialRecord]) -> str:
     names = ("#", run.metric.name, "peak GiB", "tok/s", "differs from the baseline", "")
     heads = "".join(
         f'<th style="{_LEFT if index >= 4 else _RIGHT}">{escape(name)}</th>'
@@ -43,7 +71,7 @@ def _table(run: Run, records: Sequence[TrialRecord]) -> str:
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _row(run: Run, record: TrialRecord) -> str:
+def _row(run: Shown, record: TrialRecord) -> str:
     metric, score, picks = run.metric, record.score(run.metric), run.picks()
     assert score is not None
     assert record.outcome is not None
