@@ -9,24 +9,30 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from autotune.climb import OPENING, Climb
 from autotune.core.config import Config
 from autotune.core.context import Device
 from autotune.core.observer import Observer, RunView
-from autotune.core.outcome import Completed, outcome_from_json
+from autotune.core.outcome import Completed, Paused, outcome_from_json
 from autotune.core.pareto import front
+from autotune.core.parts import continued
 from autotune.core.record import Origin, TrialRecord
+from autotune.core.seeds import Repetition
 from autotune.plan import Plan
 from autotune.runners.base import Runner
+from autotune.search.rungs import ByRank, Promotion, Rungs, reached_by
 from autotune.search.sampler import Proposer
 from autotune.search.screen import Screen
 from autotune.search.study import StudyMirror
 from autotune.storage.store import Store
 from autotune.trial.spec import Event, TrialSpec
 
-OPENING = (Origin.BASELINE, Origin.SMALLEST)
-"""Tried before anything is searched: what is compared with, and whether anything fits."""
+HEARTBEAT_SECONDS = 15.0
+"""The database hears of the driver, and is asked whether the run is to end, at least this often,
+also while one long trial runs."""
 
 PATIENCE = 10.0
 """A trial may take this many times as long as the slowest completed one."""
@@ -38,6 +44,9 @@ STABLE = 0.005
 
 CALM_PROPOSALS = 3
 """Proposals in a row that promise next to nothing before a search is stable."""
+
+RECORDED = ("phase", "node", "repeated")
+"""Events of running trials that the database keeps; the loss of each step is not for it."""
 
 MOST_REFUSALS = 200
 """Proposals that may be refused one after the other before the search has nothing left to try."""
@@ -62,6 +71,8 @@ class Search:
         noted: What observers heard of the proposer's last note.
         until_stable: Whether the search ends when proposals promise next to nothing.
         calm: How many of the latest proposals did so, one after the other.
+        climb: Trials that pause, and which of them goes on.
+        stopped: Whether somebody has asked for the end of the run: `autotune stop`.
     """
 
     plan: Plan
@@ -78,6 +89,21 @@ class Search:
     noted: str = ""
     until_stable: bool = False
     calm: int = 0
+    climb: Climb = field(init=False)
+    stopped: bool = False
+    _front: list[TrialRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        spec = self.plan.spec
+        metric = spec.facts.metric
+        own = self.proposer if isinstance(self.proposer, Promotion) else None
+        self.climb = Climb(
+            rungs=Rungs.of(spec.rungs, spec.facts.workload.steps),
+            rule=own or ByRank(metric),
+            metric=metric,
+            trials=spec.trials,
+            folder=self.folder,
+        )
 
     @property
     def name(self) -> str:
@@ -87,7 +113,9 @@ class Search:
     @property
     def seconds_before(self) -> float:
         """Time that trials of an earlier part of the run took; it counts for the time limit."""
-        took = sum(r.outcome.seconds for r in self.records.values() if r.outcome is not None)
+        records = self.records.values()
+        took = sum(r.outcome.seconds for r in records if r.outcome is not None)
+        took += sum(again.outcome.seconds for r in records for again in r.repeats)
         return took / max(1, self.plan.spec.jobs)
 
     @property
@@ -98,7 +126,7 @@ class Search:
     @property
     def front(self) -> list[TrialRecord]:
         """Trials that no other feasible trial beats in both accuracy and memory."""
-        return front(self.ended, self.plan.spec.facts.metric)
+        return list(self._front)
 
     @property
     def stable(self) -> bool:
@@ -125,7 +153,8 @@ class Search:
                 self.records[record.number] = record
                 if self.screen is not None:
                     self.screen.learn(record)
-                self.mirror.tell(record, self.plan.spec.facts.metric)
+                self._mirror(record)
+        self._front = front(self.ended, self.plan.spec.facts.metric)
 
     def announce(self) -> None:
         """Tell observers what is about to be searched."""
@@ -148,10 +177,14 @@ class Search:
 
         Proposals that the screen refuses are recorded and passed over: they are no trials.
         """
+        self.climb.trials = self.plan.spec.trials
         for _ in range(MOST_REFUSALS):
-            if sum(not r.refused for r in self.records.values()) >= self.plan.spec.trials:
-                return False
             number = next(n for n in itertools.count() if n not in self.records)
+            if (paused := self.climb.choose(number, self.records)) is not None:
+                self._go_on(paused)
+                return True
+            if not self.climb.room(self.records):
+                return False
             config, origin = self._propose(number)
             if self.stable:
                 return False
@@ -170,8 +203,7 @@ class Search:
             started=self.runner.now(),
             limit_bytes=self.plan.budget.limit_bytes,
         )
-        taken = list(self.running.values())
-        device = min(self.plan.devices, key=lambda d: sum(t == d for t in taken))
+        device = self._free_device()
         refusal, note = None, ""
         if self.screen is not None:
             look = self.screen.look(self.trial_spec(record, device))
@@ -187,36 +219,110 @@ class Search:
         if refusal is not None:
             self._conclude(replace(record, outcome=refusal))
             return False
-        self.running[number] = device
-        self.tell_observers(lambda o: o.trial_started(record))
-        self.runner.submit(self.trial_spec(record, device))
+        whole = isinstance(self.proposer, Promotion) and self.proposer.whole(config)
+        self._submit(record, device, self.climb.first(config, whole=whole))
         return True
 
+    def _go_on(self, record: TrialRecord) -> None:
+        """Have a paused trial go on to its next rung."""
+        paused = record.outcome if isinstance(record.outcome, Paused) else None
+        going = replace(record, outcome=None, paused=paused)
+        self.records[record.number] = going
+        self.store.continue_trial(self.name, record.number)
+        self.proposer.tell(going)
+        until = self.climb.rungs.after(reached_by(record))
+        self._submit(going, self._free_device(), until)
+
+    def _submit(self, record: TrialRecord, device: Device, until: float) -> None:
+        self.running[record.number], self.climb.until[record.number] = device, until
+        self.tell_observers(lambda o: o.trial_started(record))
+        checkpoint = str(self.climb.checkpoint(record.number)) if self.climb.rungs.on else ""
+        spec = self.trial_spec(record, device)
+        self.runner.submit(replace(spec, until=until, checkpoint=checkpoint))
+
+    def _free_device(self) -> Device:
+        taken = list(self.running.values())
+        return min(self.plan.devices, key=lambda d: sum(t == d for t in taken))
+
     def hear(self, event: Event) -> None:
-        """Take an event of a running trial; an outcome concludes it."""
+        """Take an event of a running trial; an outcome concludes it.
+
+        What is said of a trial that has ended is late, or said twice, and changes nothing.
+        """
+        if event.trial not in self.running:
+            return
         if event.kind == "outcome":
-            outcome = outcome_from_json(event.data)
+            record, outcome = self.records[event.trial], outcome_from_json(event.data)
+            if record.paused is not None:
+                outcome = continued(record.paused, outcome)
             del self.running[event.trial]
-            self._conclude(replace(self.records[event.trial], outcome=outcome))
+            outcome = self.climb.settled(record, outcome)
+            self._conclude(replace(record, outcome=outcome, paused=None))
+            for left in self.climb.left_behind(self.records):
+                self._conclude(left)
         else:
             record = self.records[event.trial]
-            if event.kind == "phase":
+            if event.kind in RECORDED:
                 self.store.record_event(self.name, event)
             self.tell_observers(lambda o: o.event(record, event))
+
+    def repeated(self, number: int, again: Repetition) -> TrialRecord:
+        """Record how a trial ended with a further seed, and let its mean decide on the front.
+
+        Args:
+            number: Of the trial.
+            again: Its further training.
+
+        Returns:
+            The trial with all its seeds.
+        """
+        metric, known = self.plan.spec.facts.metric, self.records[number]
+        record = replace(known, repeats=(*known.repeats, again))
+        self.records[number] = record
+        self.store.add_repeat(self.name, record, metric)
+        members = self._front = front(self.ended, metric)
+        self.store.set_front(self.name, [member.number for member in members])
+        self.tell_observers(lambda o: o.trial_repeated(record, members))
+        return record
+
+    def stop_if_asked(self) -> bool:
+        """End what runs once somebody has asked for it; these trials end as `stopped`.
+
+        Returns:
+            Whether the run is to end: nothing more is to be started.
+        """
+        if not self.stopped and (asker := self.store.stop_request(self.name)) is not None:
+            self.stopped = True
+            self.note(f"stopped by {asker}")
+            for number in list(self.running):
+                self.runner.cancel(number, f"stopped by {asker}")
+        return self.stopped
+
+    def note(self, text: str) -> None:
+        """Record something that a person should read, and let observers know."""
+        now = self.runner.now()
+        told = Event(trial=-1, kind="note", data={"text": text}, time=now)
+        self.store.record_event(self.name, told)
+        self.tell_observers(lambda o: o.note(text))
 
     def interrupt(self) -> None:
         """End what runs; these trials are repeated when the run is resumed."""
         for number in list(self.running):
             self.runner.cancel(number, "interrupted")
             self.store.interrupt_trial(self.name, number)
-            del self.records[number]
+            record = self.records.pop(number)
+            if record.paused is not None:
+                self.records[number] = replace(record, outcome=record.paused, paused=None)
         self.running.clear()
 
     def trial_spec(self, record: TrialRecord, device: Device) -> TrialSpec:
         """Return what the runner needs to run a trial."""
         spec = self.plan.spec
-        done = [r.outcome.seconds for r in self.ended if isinstance(r.outcome, Completed)]
-        patience = max(LEAST_TRIAL_SECONDS, PATIENCE * max(done)) if done else spec.trial_limit
+        ends = (record.outcome for record in self.records.values())
+        slowest = max((e.seconds for e in ends if isinstance(e, Completed)), default=None)
+        patience = (
+            spec.trial_limit if slowest is None else max(LEAST_TRIAL_SECONDS, PATIENCE * slowest)
+        )
         return TrialSpec(
             number=record.number,
             config=record.config.to_json(),
@@ -229,6 +335,13 @@ class Search:
             limit_seconds=min(spec.trial_limit, patience),
             cache=str(self.folder / "cache"),
             log=str(self.folder / "trials" / str(record.number) / "log.txt"),
+        )
+
+    def trial_spec_of(self, config: Config) -> TrialSpec:
+        """Return what a trial of a configuration would be, for who wants to know its memory."""
+        limit = self.plan.budget.limit_bytes
+        return self.trial_spec(
+            TrialRecord(number=-1, config=config, limit_bytes=limit), self.plan.devices[0]
         )
 
     def tell_observers(self, call: Callable[[Observer], None]) -> None:
@@ -250,7 +363,7 @@ class Search:
         self._watch(self.proposer.remaining())
         if (note := self.proposer.note) != self.noted:
             self.noted = note
-            self.tell_observers(lambda o: o.note(note))
+            self.note(note)
         return config, Origin.SAMPLER
 
     def _watch(self, remaining: float | None) -> None:
@@ -258,19 +371,25 @@ class Search:
         self.calm = self.calm + 1 if remaining is not None and remaining < STABLE else 0
         if self.stable:
             text = f"a further trial is expected to add {remaining:.1%} to the hypervolume: stable"
-            self.tell_observers(lambda o: o.note(text))
+            self.note(text)
+
+    def _mirror(self, record: TrialRecord) -> None:
+        self.store.deliver(partial(self.mirror.tell, record, self.plan.spec.facts.metric))
 
     def _conclude(self, record: TrialRecord) -> None:
         """Record how a trial ended, tell the proposer, and keep the front."""
         metric = self.plan.spec.facts.metric
-        before = [member.number for member in self.front]
+        before = [member.number for member in self._front]
         self.records[record.number] = record
         if self.screen is not None:
             self.screen.learn(record)
         self.store.finish_trial(self.name, record, metric)
+        if not isinstance(record.outcome, Paused):
+            self.climb.forget(record.number)
         self.proposer.tell(record)
-        self.mirror.tell(record, metric)
-        members = self.front
+        self._mirror(record)
+        # What was beaten once stays beaten, so that the other trials need not be looked at again.
+        members = self._front = front([*self._front, record], metric)
         numbers = [member.number for member in members]
         if numbers != before:
             self.store.set_front(self.name, numbers)

@@ -23,13 +23,21 @@ def check_that_something_fits(search: Search) -> None:
     Raises:
         NothingFits: If the smallest configuration is over the budget and no other is within it.
     """
+    if (smallest := too_large(search)) is not None:
+        raise nothing_fits(search.plan, smallest, probe(search, smallest))
+
+
+def too_large(search: Search) -> TrialRecord | None:
+    """Return the smallest configuration's trial if it is over the budget, as is everything else.
+
+    None is returned, too, while that is not known.
+    """
     ended = search.ended
     smallest = next((r for r in ended if r.origin is Origin.SMALLEST), None)
     if smallest is None or search.running or len(ended) > smallest.number + 1:
-        return
+        return None
     over = isinstance(smallest.outcome, OutOfMemory | Completed | Refused)
-    if over and not any(record.feasible for record in ended):
-        raise nothing_fits(search.plan, smallest, probe(search, smallest))
+    return smallest if over and not any(record.feasible for record in ended) else None
 
 
 def probe(search: Search, record: TrialRecord) -> Completed | None:

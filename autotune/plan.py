@@ -7,7 +7,7 @@ value came from, for `run --dry-run`. Nothing is trained, and nothing is written
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from autotune.core.space import Space, load_space, parse_space
 from autotune.core.units import format_gb, format_gib
 from autotune.core.workload import RunSpec, Workload, WorkloadFacts
 from autotune.knobs import BUILTIN
-from autotune.runners.base import Runner
+from autotune.runners.base import Elsewhere, Runner
 from autotune.runners.devices import (
     detect_devices,
     installed_libraries,
@@ -27,10 +27,14 @@ from autotune.runners.devices import (
 )
 from autotune.runners.local import LocalRunner
 from autotune.search.proposers import DEFAULT_SAMPLER, check_sampler
+from autotune.search.rungs import OFF, checked_rungs
+from autotune.search.seeds import checked_repeats
 
 DEFAULT_OBJECTIVE = "text_classification"
 DEFAULT_TRIALS = 20
 DEFAULT_TRIAL_SECONDS = 3600.0
+LOCAL = "local"
+"""The runner of trials on this machine."""
 FIRST_LOOK_SECONDS = 240.0
 """Time for a search on an objective's own model and data, unless trials or time are given: it is
 there to be looked at, and ends within five minutes on two cores."""
@@ -61,8 +65,15 @@ class Settings:
     sampler: str = DEFAULT_SAMPLER
     jobs: int | None = None
     device: str | None = None
+    devices: int = 1
     trial_seconds: float = DEFAULT_TRIAL_SECONDS
     until: str = ""
+    rungs: str = OFF
+    repeats: str = OFF
+    warm_start: str | None = None
+    runner: str = LOCAL
+    address: str | None = None
+    engine: str = "autotune"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +106,8 @@ def local_runner(settings: Settings) -> LocalRunner:
         UnknownName: If there is no such device.
     """
     device = pick_device(settings.device)
-    # peft imports bitsandbytes where it is installed, which asks CUDA for devices: not to be forked
-    preload = ("peft",) if device.kind == "cpu" and "peft" in installed_libraries() else ()
-    return LocalRunner(len(_devices(settings, resolve_budget(settings.budget, device))), preload)
+    slots = len(_devices(settings, resolve_budget(settings.budget, device)))
+    return LocalRunner(slots, preload_for(device.kind))
 
 
 def make_plan(settings: Settings, runner: Runner, *, name: str, cache: Path) -> Plan:
@@ -115,14 +125,17 @@ def make_plan(settings: Settings, runner: Runner, *, name: str, cache: Path) -> 
     Raises:
         AutotuneError: Whatever is wrong with the settings, the space, the model or the data.
     """
-    device = pick_device(settings.device)
+    remote = runner if isinstance(runner, Elsewhere) else None
+    device = weakest(remote.devices) if remote else pick_device(settings.device)
     budget = resolve_budget(settings.budget, device)
     _check_counts(settings)
     check_sampler(settings.sampler)
     _check_until(settings)
+    rungs = checked_rungs(settings.rungs, settings.engine)
+    repeats = checked_repeats(settings.repeats, settings.engine)
     space = load_space(settings.space, BUILTIN).narrowed(settings.overrides)
     facts = runner.describe(_workload(settings, space), cache)
-    devices = _devices(settings, budget)[: runner.slots]
+    devices = remote.devices if remote else _devices(settings, budget)[: runner.slots]
     spec = RunSpec(
         name=name,
         facts=facts,
@@ -137,11 +150,17 @@ def make_plan(settings: Settings, runner: Runner, *, name: str, cache: Path) -> 
         time_limit=_time_limit(settings),
         trial_limit=settings.trial_seconds,
         jobs=len(devices),
-        threads=max(1, device.cores // len(devices)),
+        threads=remote.threads if remote else max(1, device.cores // len(devices)),
         device=device.to_json(),
+        devices=settings.devices,
+        runner=remote.name if remote else LOCAL,
         versions=library_versions(),
+        until=settings.until,
+        rungs=rungs,
+        repeats=repeats,
+        warm_start=settings.warm_start or "",
     )
-    context = context_of(facts, device)
+    context = context_of(facts, device, settings.devices)
     _check_space(space, context)
     return Plan(
         spec=spec,
@@ -153,27 +172,48 @@ def make_plan(settings: Settings, runner: Runner, *, name: str, cache: Path) -> 
     )
 
 
-def plan_again(spec: RunSpec) -> Plan:
+def plan_again(spec: RunSpec, runner: Runner | None = None) -> Plan:
     """Rebuild the plan of a run from what its database holds, to continue it.
+
+    Args:
+        spec: What the run depended on.
+        runner: Runs the trials from now on; None for this machine.
 
     Raises:
         UnknownName: If its device is not there any more.
     """
-    kind, index = str(spec.device["kind"]), spec.device.get("index", 0)
-    device = pick_device(kind if kind == "cpu" else f"{kind}:{index}")
+    remote = runner if isinstance(runner, Elsewhere) else None
+    device = weakest(remote.devices) if remote else pick_device(settings_again(spec).device)
     space = parse_space(spec.space_source, spec.space, BUILTIN).narrowed(spec.overrides)
     return Plan(
         spec=spec,
         space=replace(space, name=spec.space),
-        context=context_of(spec.facts, device),
+        context=context_of(spec.facts, device, spec.devices),
         budget=Budget(total_bytes=spec.budget_bytes, headroom=spec.headroom),
-        devices=_slots(device, spec.jobs),
+        devices=remote.devices if remote else _slots(device, spec.jobs, spec.devices),
         sources={},
     )
 
 
-def context_of(facts: WorkloadFacts, device: Device) -> Context:
-    """Return what configurations of a workload are judged against on a device."""
+def settings_again(spec: RunSpec) -> Settings:
+    """Return what a run's runner was made from."""
+    kind, index = str(spec.device["kind"]), spec.device.get("index", 0)
+    return Settings(
+        budget=Budget(total_bytes=spec.budget_bytes, headroom=spec.headroom),
+        device=kind if kind == "cpu" else f"{kind}:{index}",
+        devices=spec.devices,
+        jobs=spec.jobs,
+    )
+
+
+def context_of(facts: WorkloadFacts, device: Device, devices: int = 1) -> Context:
+    """Return what configurations of a workload are judged against on devices of one kind.
+
+    Args:
+        facts: Of the workload.
+        device: One of them.
+        devices: How many of them a trial may use.
+    """
     return Context(
         device=device,
         model=facts.model,
@@ -181,6 +221,18 @@ def context_of(facts: WorkloadFacts, device: Device) -> Context:
         libraries=installed_libraries(),
         features=frozenset(facts.features),
         purpose=facts.workload.purpose,
+        devices=devices,
+        sequence_length=facts.workload.sequence_length,
+    )
+
+
+def weakest(devices: Sequence[Device]) -> Device:
+    """Return what every one of several devices can do: the first, if they are alike."""
+    capabilities = [device.capability for device in devices if device.capability]
+    return replace(
+        devices[0],
+        bf16=all(device.bf16 for device in devices),
+        capability=min(capabilities) if capabilities else None,
     )
 
 
@@ -200,6 +252,24 @@ def resolve_budget(budget: str | Budget, device: Device) -> Budget:
             help="use what the device has: --budget auto",
         )
     return result
+
+
+def preload_for(kind: str) -> tuple[str, ...]:
+    """Return modules that trials on a kind of device start faster with, if they are installed.
+
+    peft imports bitsandbytes where it is installed, which asks CUDA for devices: not to be forked.
+    """
+    return ("peft",) if kind == "cpu" and "peft" in installed_libraries() else ()
+
+
+def check_jobs(settings: Settings) -> None:
+    """Refuse a number of trials side by side that is none.
+
+    Raises:
+        BadValue: If `jobs` is below 1.
+    """
+    if settings.jobs is not None and settings.jobs < 1:
+        raise BadValue(f"jobs must be at least 1, but got {settings.jobs}")
 
 
 def _time_limit(settings: Settings) -> float | None:
@@ -229,25 +299,43 @@ def _workload(settings: Settings, space: Space) -> Workload:
 
 
 def _devices(settings: Settings, budget: Budget) -> tuple[Device, ...]:
-    """Return a device for each slot: every CUDA device, or the CPU as often as memory allows."""
+    """Return the first device of each slot.
+
+    A slot is as many CUDA devices as a trial may use, one after the other; or the CPU, as often as
+    memory allows.
+    """
     device = pick_device(settings.device)
-    if settings.jobs is not None and settings.jobs < 1:
-        raise BadValue(f"jobs must be at least 1, but got {settings.jobs}")
+    check_jobs(settings)
     if device.kind == "cuda":
         named = settings.device is not None and ":" in settings.device
-        cuda = [d for d in detect_devices() if d.kind == "cuda"]
-        found = [device] if named else cuda
+        found = [device] if named and settings.devices == 1 else _groups(settings.devices)
         wanted = settings.jobs or len(found)
         return tuple(found[index % len(found)] for index in range(wanted))
-    room = max(1, min(device.cores, device.total_bytes // budget.total_bytes))
+    needed = budget.total_bytes * settings.devices
+    room = max(1, min(device.cores // settings.devices, device.total_bytes // needed))
     return _slots(device, settings.jobs or room)
 
 
-def _slots(device: Device, jobs: int) -> tuple[Device, ...]:
+def _slots(device: Device, jobs: int, devices: int = 1) -> tuple[Device, ...]:
     if device.kind == "cuda" and jobs > 1:
-        found = [d for d in detect_devices() if d.kind == "cuda"]
+        found = _groups(devices)
         return tuple(found[index % len(found)] for index in range(jobs))
     return (device,) * jobs
+
+
+def _groups(devices: int) -> list[Device]:
+    """Return the first of every so many CUDA devices.
+
+    Raises:
+        BadValue: If there are not so many.
+    """
+    found = [d for d in detect_devices() if d.kind == "cuda"]
+    if devices > len(found):
+        raise BadValue(
+            f"a trial cannot use {devices} devices, there are {len(found)}",
+            help=f"write --devices {len(found)} or less, or --runner ray for those of a cluster",
+        )
+    return found[: len(found) - devices + 1 : devices]
 
 
 def _check_counts(settings: Settings) -> None:
@@ -255,6 +343,7 @@ def _check_counts(settings: Settings) -> None:
         ("trials", settings.trials, 1),
         ("steps", settings.steps, 0),
         ("seed", settings.seed, 0),
+        ("devices", settings.devices, 1),
     ):
         if value < least:
             raise BadValue(f"{name} must be at least {least}, but got {value}")

@@ -27,6 +27,9 @@ from autotune.core.workload import RunSpec, WorkloadFacts
 from autotune.plan import Settings, local_runner
 from autotune.runners.base import Runner
 from autotune.runners.devices import library_versions, pick_device
+from autotune.runners.seeds import prepare_seed
+from autotune.storage.places import cache_path
+from autotune.storage.rows import read_device
 from autotune.storage.run import Run
 from autotune.trial.spec import TrialSpec
 
@@ -113,6 +116,7 @@ def repeat_trial(
     *,
     seeds: int = 1,
     keep: Path | None = None,
+    snapshot: Path | None = None,
     runner: Runner | None = None,
     told: Told | None = None,
 ) -> Repeat:
@@ -124,6 +128,8 @@ def repeat_trial(
         seeds: How many trainings: the first with the recorded seed, each further one with the next.
         keep: A folder that does not exist yet, for the trained model as plain transformers loads
             it; None to keep nothing.
+        snapshot: File for torch's own snapshot of one step of the first training, on CUDA; None for
+            none, as recording it takes time.
         runner: Runs the trial; None for this machine.
         told: Hears what is being done.
 
@@ -132,7 +138,8 @@ def repeat_trial(
 
     Raises:
         BadValue: If `seeds` is below 1.
-        UsageError: If the trial has not run, or the device it ran on is not here.
+        UsageError: If the trial has not run, the device it ran on is not here, or it has no
+            snapshots.
         AutotuneError: If model or data cannot be prepared any more.
     """
     if seeds < 1:
@@ -143,7 +150,16 @@ def repeat_trial(
             f"trial {run.name}/{number} never ran, so there is nothing to hold a run against",
             help=f"autotune front {run.name} lists trials that did",
         )
+    if snapshot is not None and run.spec.device["kind"] != "cuda":
+        raise UsageError(
+            f"{run.name}/{number} ran on {run.spec.device['kind']}, and only CUDA's caching "
+            "allocator makes snapshots",
+            where="--snapshot",
+            help=f"autotune report {run.name} shows its memory over one step, rehearsed",
+        )
     device = _same_device(run, number)
+    if snapshot is not None:
+        snapshot.unlink(missing_ok=True)  # an earlier one must not pass for this one
     used = runner or local_runner(Settings(budget=run.budget, device=device.label, jobs=1))
     folder = Path(tempfile.mkdtemp(prefix="autotune-replay-"))
     say = told or _to_nobody
@@ -151,14 +167,14 @@ def repeat_trial(
         outcomes, notes = [], differences(run.spec, device)
         for seed in range(seeds):
             say(f"seed {run.spec.facts.workload.seed + seed}: preparing model and data")
-            facts, same = _prepare(used, run.spec.facts, seed, folder / "cache")
+            facts, same = prepare_seed(used, run.spec.facts, seed, folder / "cache")
             if not (same or seed):
                 notes.append(
                     "The data is not what it was: its digest began with "
                     f"{run.spec.facts.data_fingerprint[:12]} when it was recorded."
                 )
             spec = trial_spec(run, record, device, facts, folder / f"{seed}.log")
-            spec = replace(spec, keep="" if keep is None or seed else str(keep))
+            spec = replace(spec, keep=_path(keep, seed), snapshot=_path(snapshot, seed))
             outcomes.append(_outcome(used, spec, say))
         repeat = Repeat(
             run=run.name,
@@ -199,6 +215,35 @@ def trial_spec(
     )
 
 
+def has_data(run: Run) -> bool:
+    """Whether the data that a run prepared is still in its folder."""
+    cache = cache_path(run.folder)
+    return cache.is_dir() and any(cache.iterdir())
+
+
+def rehearsal_spec(run: Run, record: TrialRecord) -> TrialSpec:
+    """Return what is rehearsed to know the memory of a recorded trial, or of one like it.
+
+    It is for the device that the run was measured on, which need not be here.
+
+    Args:
+        run: Its run.
+        record: The trial.
+
+    Raises:
+        UsageError: If the data that the run prepared is gone.
+    """
+    cache = cache_path(run.folder)
+    if not has_data(run):
+        raise UsageError(
+            f"the data that {run.name} prepared is not in '{cache}'",
+            help="make it where the run was made",
+        )
+    device = read_device(run.spec.device)
+    spec = trial_spec(run, record, device, run.spec.facts, run.log(record.number))
+    return replace(spec, cache=str(cache))
+
+
 def differences(spec: RunSpec, device: Device) -> list[str]:
     """Return a sentence for each thing that is not as it was when a run was recorded."""
     found = []
@@ -214,6 +259,11 @@ def differences(spec: RunSpec, device: Device) -> list[str]:
     if changed:
         found.append(f"It was recorded with {', '.join(changed)}.")
     return found
+
+
+def _path(path: Path | None, seed: int) -> str:
+    """Return what is to be kept of the first training, as the process of a trial finds it."""
+    return "" if path is None or seed else str(path.absolute())
 
 
 def _to_nobody(sentence: str) -> None:
@@ -237,25 +287,6 @@ def _same_device(run: Run, number: int) -> Device:
             help="run the same command on a machine that has one; `autotune doctor` shows what is "
             "here",
         ) from error
-
-
-def _prepare(
-    runner: Runner, facts: WorkloadFacts, seed: int, cache: Path
-) -> tuple[WorkloadFacts, bool]:
-    """Prepare the data of a trial, and tell whether it is the recorded data.
-
-    An objective may prepare more of a text than the sequence length that it chose by itself, so
-    if the recorded workload gives other data, it is asked to choose again.
-    """
-    workload = replace(facts.workload, seed=facts.workload.seed + seed)
-    found = facts
-    for asked in (workload, replace(workload, sequence_length=0)):
-        found = runner.describe(asked, cache)
-        if found.data_fingerprint == facts.data_fingerprint:
-            break
-    found = found if found.workload == workload else runner.describe(workload, cache)
-    same = found.data_fingerprint == facts.data_fingerprint
-    return replace(found, workload=workload), same
 
 
 def _outcome(runner: Runner, spec: TrialSpec, told: Told) -> Outcome:

@@ -7,6 +7,7 @@ random weights of a seed are the same in every dtype, and nothing is printed.
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from autotune.core.context import ModelFacts
 from autotune.core.errors import ModelError
 from autotune.knobs.stages import LoadPlan
 
-from .sources import ModelSource, loadable, quiet
+from .sources import ModelSource, loadable, quiet, stored_weights
 
 _OFFSET_POSITIONS = frozenset({"camembert", "longformer", "mpnet", "roberta", "xlm-roberta"})
 _DEPTHS = ("num_hidden_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
@@ -54,6 +55,8 @@ def build_model(
     torch.manual_seed(seed)
     with quiet(), loadable(source):
         if source.pretrained:
+            # In one thread: what threads of a loader allocate, no instrument of this one sees.
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
             model = kind.from_pretrained(
                 source.folder,
                 config=config,
@@ -101,10 +104,22 @@ def _shapes(
         model = kind.from_config(config, dtype=made_in, **options)
         model.tie_weights()
     assert isinstance(model, nn.Module)
+    stored = {_bare(model, name): weight for name, weight in stored_weights(source).items()}
+    usual = str(config.get_text_config().dtype or torch.float32)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(_loaded_dtype(model, name, dtype, source))
+        shape = tuple(parameter.shape)
+        found = stored.get(_bare(model, name)) if stored else (usual, shape)
+        if source.pretrained and found == (str(parameter.dtype), shape):
+            # It is read through a memory map.
+            parameter.from_file = True  # type: ignore[attr-defined]  # a mark of ours
     model.config.dtype = dtype
     return model
+
+
+def _bare(model: Any, name: str) -> str:
+    """Return the name of a weight without that of the model inside of one with a head."""
+    return name.removeprefix(f"{getattr(model, 'base_model_prefix', '')}.")
 
 
 def _loaded_dtype(model: Any, name: str, dtype: torch.dtype, source: ModelSource) -> torch.dtype:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_SECONDS = 5.0
+_DTYPES = {"F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "*.jinja"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
@@ -94,6 +96,25 @@ class ModelSource:
             )
             assert isinstance(tokenizer, PreTrainedTokenizerBase)
             return tokenizer
+
+
+def stored_weights(source: ModelSource) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Read, from the heads of a model's files, dtype (`"torch.float32"`) and shape by name.
+
+    Returns:
+        Nothing for a folder without weights, or with weights of another format.
+    """
+    if source.folder is None:
+        return {}
+    found = {}
+    for path in sorted(Path(source.folder).glob("*.safetensors")):
+        with path.open("rb") as file:  # the library would map weights, of which none are wanted
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, entry in head.items():
+            if name != "__metadata__":
+                dtype = _DTYPES.get(entry["dtype"], entry["dtype"])
+                found[name] = (dtype, tuple(entry["shape"]))
+    return found
 
 
 def find_model(model: str, *, trust: bool = False) -> ModelSource:

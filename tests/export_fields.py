@@ -1,58 +1,98 @@
-"""Names of settings that exported files may use, as read off the sources of their tools.
+"""Names of settings that exported files may use, read off the sources of their tools.
 
-| tool | version | where the names stand |
-|---|---|---|
-| axolotl | 0.19.0 | `axolotl/utils/schemas/{config,model,peft,training,datasets}.py` |
-| LLaMA-Factory | 0.9.5 | `llamafactory/hparams/{model,data,finetuning}_args.py` |
-| DeepSpeed | 0.19.8 | `deepspeed/runtime/{constants,lr_schedules,precision_config}.py`, `zero/` |
-| torchtitan | 0.3.0 | `torchtitan/config/configs.py`, `components/optimizer`, `trainer.py` |
+`python -m tests.export_fields ARCHIVE…` takes them out of wheels and source archives, as they come
+by `pip download --no-deps axolotl`, without importing anything of them, and writes
+`export_fields.json` with their versions. Only names are kept; dates are not, as some builds blank
+them.
 
-Names of accelerate and of transformers' `TrainingArguments` are asked of the installed packages.
+Names of accelerate, transformers and torch are asked of the installed packages.
 """
 
 from __future__ import annotations
 
-AXOLOTL = frozenset(
-    {
-        *("base_model", "trust_remote_code", "datasets", "val_set_size", "output_dir"),
-        *("sequence_len", "sample_packing", "pad_to_sequence_len", "micro_batch_size"),
-        *("gradient_accumulation_steps", "max_steps", "optimizer", "learning_rate"),
-        *("lr_scheduler", "warmup_steps", "weight_decay", "max_grad_norm", "seed"),
-        *("bf16", "fp16", "bfloat16", "float16", "tf32", "attn_implementation"),
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs", "selective_checkpointing"),
-        *("activation_offloading", "chunked_cross_entropy", "chunked_cross_entropy_num_chunks"),
-        *("dataloader_pin_memory", "adapter", "load_in_8bit", "load_in_4bit", "lora_r"),
-        *("lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules"),
-        *("peft_use_dora", "path", "type", "field", "save"),
-    }
-)
+import ast
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZipFile
 
-LLAMA_FACTORY = frozenset(
-    {
-        *("stage", "model_name_or_path", "trust_remote_code", "dataset_dir", "dataset"),
-        *("cutoff_len", "packing", "val_size", "pure_bf16", "disable_gradient_checkpointing"),
-        *("use_reentrant_gc", "flash_attn", "finetuning_type", "lora_rank", "lora_alpha"),
-        *("lora_dropout", "lora_target", "use_dora", "quantization_bit", "quantization_method"),
-    }
-)
+FILE = Path(__file__).with_suffix(".json")
 
-DEEPSPEED = frozenset(
-    {
-        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
-        *("gradient_clipping", "optimizer", "scheduler", "type", "params"),
-        *("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "warmup_type"),
-        *("total_num_steps", "zero_optimization", "stage", "offload_optimizer", "device"),
-        *("bf16", "enabled", "torch_autocast", "dtype"),
-        *("lr", "weight_decay"),  # of torch.optim's and DeepSpeed's optimizers alike
-    }
-)
+MODULES = {
+    "axolotl": [f"utils/schemas/{m}" for m in ("config", "model", "peft", "training", "datasets")],
+    "llamafactory": [f"hparams/{module}_args" for module in ("model", "data", "finetuning")],
+    "deepspeed": [
+        "runtime/constants",
+        "runtime/lr_schedules",
+        "runtime/precision_config",
+        "runtime/zero/config",
+        "runtime/zero/offload_config",
+        "runtime/config",
+    ],
+    "torchtitan": [
+        "config/configs",
+        "trainer",
+        "components/optimizer/optimizer",
+        "components/optimizer/lr_scheduler",
+        "distributed/activation_checkpoint",
+        "models/llama3/config_registry",
+        "models/qwen3/config_registry",
+    ],
+}
+"""Where a tool says what settings it has."""
 
-TORCHTITAN = frozenset(
-    {
-        *("training", "local_batch_size", "global_batch_size", "seq_len", "steps", "max_norm"),
-        *("dtype", "mixed_precision_param", "optimizer", "implementation", "lr_scheduler"),
-        *("warmup_steps", "activation_checkpoint", "compile", "enable", "debug", "seed"),
-        *("LRSchedulersContainer", "default_adamw", "FullAC", "SelectiveAC", "Config"),
-        *("llama3_debugmodel", "qwen3_debugmodel", "betas", "weight_decay", "lr"),
-    }
-)
+IN_CODE = ("deepspeed", "torchtitan")
+"""Tools whose settings are constants or Python, too, not fields of classes only."""
+
+
+def fields(tree: ast.AST) -> Iterator[str]:
+    """Yield the fields of classes: of dataclasses and of pydantic's models."""
+    for node in ast.walk(tree):
+        for inner in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
+                yield inner.target.id
+
+
+def words(tree: ast.AST) -> Iterator[str]:
+    """Yield names of classes, functions, arguments and keys, and constants that are names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        if isinstance(node, ast.arg):
+            yield node.arg
+        named = node.keys if isinstance(node, ast.Dict) else ()
+        for value in [node.value] if isinstance(node, ast.Assign) else named:
+            if isinstance(value, ast.Constant) and str(value.value).isidentifier():
+                yield str(value.value)
+
+
+def read(archive: Path) -> tuple[str, dict[str, object]]:
+    """Return the name of a tool, and what its wheel or source archive says."""
+    tool, version = archive.name.removesuffix(".tar.gz").split("-")[:2]
+    found: set[str] = set()
+    for module in MODULES[tool]:
+        file = f"{tool}/{module}.py"
+        if archive.suffix == ".whl":
+            with ZipFile(archive) as wheel:
+                source = wheel.read(file)
+        else:
+            with tarfile.open(archive) as sources:
+                member = sources.extractfile(f"{tool}-{version}/{file}")
+                assert member is not None
+                source = member.read()
+        tree = ast.parse(source)
+        found |= {*fields(tree), *(words(tree) if tool in IN_CODE else ())}
+    return tool, {"version": version, "modules": MODULES[tool], "names": sorted(found)}
+
+
+def known(tool: str) -> frozenset[str]:
+    """Return the names that a tool knows."""
+    return frozenset(json.loads(FILE.read_text())[tool]["names"])
+
+
+if __name__ == "__main__":
+    before = json.loads(FILE.read_text()) if FILE.exists() else {}
+    after = {**before, **dict(read(Path(archive)) for archive in sys.argv[1:])}
+    FILE.write_text(f"{json.dumps(after, indent=1, sort_keys=True)}\n")

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from unittest import mock
 
 from autotune.__main__ import main
@@ -21,7 +22,9 @@ from autotune.core.record import TrialRecord
 from autotune.core.units import GIB
 from autotune.knobs import BUILTIN
 from autotune.report.knobs import knob_guide
+from autotune.storage.named_queries import QUERIES, SIGN
 from autotune.storage.run import Run
+from autotune.storage.views import VIEWS
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -71,6 +74,35 @@ def halved_sentence() -> str:
     )
 
 
+def two_workers_sentence() -> str:
+    """Say what half of the BERT's parameters need on each of two workers, against all on one."""
+    run = Run.open("bert-2", results=REFERENCE)
+    return (
+        f"On two workers, each with half of every batch (`--devices 2 --space "
+        f"results/reference/{run.name}/space.yaml`): {found(run, compressed(run, parameters=0.5))}."
+        " Memory is that of each worker, and both of them together have the two cores that the "
+        "baseline has alone.\n"
+    )
+
+
+def throughput_sentence() -> str:
+    """Say what a short trial loses to isolation on one machine, on Ray, and with peers."""
+    parts = json.loads((REFERENCE / "cluster" / "throughput.json").read_text())["parts"]
+
+    def lost(part: str, kind: str = "") -> float:
+        rows = [row for row in parts[part]["rows"] if row["kind"].startswith(kind)]
+        return max(row["overhead_seconds_per_trial"] for row in rows)
+
+    tune, fresh = lost("peers", "ray tune"), lost("peers", "fresh")
+    return (
+        f"An isolated trial loses {lost('local'):.2f} s to its process and its measurement on one "
+        f"machine and {lost('ray'):.2f} s on Ray, whatever the number of workers; Ray Tune's own "
+        f"trials lose {tune:.1f} s, {tune / lost('ray'):.0f} times as much, fresh processes "
+        f"{fresh:.1f} s (`python -m tests.benchmarks.cluster`, recorded in "
+        "`results/reference/cluster/throughput.json`).\n"
+    )
+
+
 def ladder_sentence() -> str:
     """Say how far one technique after another goes, from the recorded benchmark."""
     document = json.loads((REFERENCE / "ladder.json").read_text())
@@ -84,6 +116,35 @@ def ladder_sentence() -> str:
         f"{first['peak_bytes'] / GIB:.0f} GiB to {last['peak_bytes'] / GIB:.1f} "
         f"({last['label']}), memory only (`python -m tests.benchmarks.ladder`, recorded in "
         "`results/reference/ladder.json`).\n"
+    )
+
+
+def rehearsal_table() -> str:
+    """Return what rehearsals and the screen are off by, from the recorded benchmarks."""
+    document = json.loads((REFERENCE / "rehearsal.json").read_text())
+    screening = json.loads((REFERENCE / "screening.json").read_text())
+    rows = [row for row in document["rows"] if "errors" in row]
+    rule = [abs(row["accelerate"] / row["measured"] - 1) for row in rows]
+    held = [abs(row["predicted"] / row["resident"] - 1) for row in document["resident"]]
+    trials, refused, wrongly = (
+        sum(row[name] for row in screening["simulated"])
+        for name in ("trials", "refused", "wrongly")
+    )
+    lines = [
+        "| predicted | measured | of | median error | greatest |",
+        "|---|---|---|---|---|",
+        f"| rehearsed tensors | the allocator's own record | {len(rows)} trainings | "
+        f"{document['summary']['median']:.4%} | {document['summary']['max']:.4%} |",
+        f"| `accelerate estimate-memory`, times 4 for Adam | the same | the same | "
+        f"{median(rule):.0%} | {max(rule):.0%} |",
+        f"| tensors and heap | resident set | {len(held)} larger trainings | {median(held):.2%} | "
+        f"{max(held):.2%} |",
+    ]
+    return (
+        "\n".join(lines) + f"\n\nOf {trials} simulated trials after the first five of a study, "
+        f"{screening['out_of_memory']:.1%} ran out of memory; of {refused} refusals, {wrongly} "
+        "would have fitted. Recorded in `results/reference/rehearsal.json` and `screening.json`, "
+        "on a CPU.\n"
     )
 
 
@@ -157,6 +218,8 @@ def found(run: Run, best: Compressed) -> str:
 
 
 GUIDE = ROOT / "autotune" / "guide" / "knobs.md"
+MEMORY_GUIDE = ROOT / "autotune" / "guide" / "memory.md"
+QUERY_GUIDE = ROOT / "autotune" / "guide" / "queries.md"
 
 
 def knob_guide_page() -> str:
@@ -165,12 +228,51 @@ def knob_guide_page() -> str:
     return knob_guide(document, BUILTIN)
 
 
+def queries_with_names() -> str:
+    """Return every named query: the question, how to ask it, and its SQL."""
+    return "\n".join(
+        f"**{query.question[0].upper()}{query.question[1:]}**\n\n"
+        f"```bash\nautotune query {SIGN}{query.name}\n```\n\n"
+        f"```sql\n{query.sql}\n```\n"
+        for query in QUERIES
+    )
+
+
+def views_and_columns() -> str:
+    """Return every view with its columns, as tables."""
+    parts = []
+    for view in VIEWS:
+        rows = [f"| `{column.name}` | {column.help} |" for column in view.columns]
+        heading = f"### {view.name}\n\n{view.help[0].upper()}{view.help[1:]}.\n"
+        parts.append("\n".join([heading, "| column | what it is |", "|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
+def query_seconds() -> str:
+    """Say how long the named queries take, from the recorded benchmark."""
+    document = json.loads((REFERENCE / "queries.json").read_text())
+    seconds = {name: taken["seconds"] for name, taken in document["queries"].items()}
+    slowest = max(seconds, key=lambda name: seconds[name])
+    return (
+        f"Over {document['trials']:,} trials in SQLite, the front takes "
+        f"{1000 * seconds['front']:.0f} ms of a processor and the slowest of these queries, "
+        f"`{SIGN}{slowest}`, {1000 * seconds[slowest]:.0f} ms "
+        "(`python -m tests.benchmarks.queries`, recorded in `results/reference/queries.json`).\n"
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     f"autotune show {RUN}": show_run,
     "overhead": overhead_sentence,
     "compressed": compressed_sentence,
     "halved": halved_sentence,
+    "two workers": two_workers_sentence,
+    "throughput": throughput_sentence,
     "ladder": ladder_sentence,
+    "rehearsal": rehearsal_table,
+    "queries": queries_with_names,
+    "views": views_and_columns,
+    "query seconds": query_seconds,
 }
 
 
@@ -184,5 +286,7 @@ def refresh(text: str) -> str:
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     readme.write_text(refresh(readme.read_text()))
+    for page in (MEMORY_GUIDE, QUERY_GUIDE):
+        page.write_text(refresh(page.read_text()))
     GUIDE.parent.mkdir(exist_ok=True)
     GUIDE.write_text(knob_guide_page())

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 from autotune.core.config import Config
 from autotune.core.domains import Value
-from autotune.core.outcome import Outcome
+from autotune.core.outcome import ANATOMY_PARTS, Outcome, PeakKind, Phase
 from autotune.core.record import Origin, TrialRecord
 from autotune.core.workload import RunSpec
 from autotune.knobs import BUILTIN
+from autotune.memory.timeline import timeline_of
+from autotune.memory.trace import Events, Trace
 from autotune.report.cards.findings import Findings
+from autotune.storage.places import timeline_path
 from autotune.storage.run import Run
+from autotune.timelines import shown
 from tests.cli.recorded import LIMIT, NAME, TRIALS, completed, spec
 
 Trial = tuple[Mapping[str, Value], Outcome | None]
@@ -71,6 +76,46 @@ def make_run(
 def findings(trials: Sequence[Trial] = TRIALS, **options: object) -> Findings:
     """Return what cards are computed from."""
     return Findings.of(make_run(trials, **options), BUILTIN)
+
+
+def trace_of(events: Iterable[tuple[str, str, str, int]], *, phase: str = "steady") -> Trace:
+    """Return a trace of one phase, from what went on, the operator, the part and the bytes."""
+    rows = list(events)
+    causes = list(dict.fromkeys(row[:2] for row in rows))
+    columns = Events(
+        storages=tuple(range(len(rows))),
+        bytes=tuple(row[3] for row in rows),
+        parts=tuple(ANATOMY_PARTS.index(row[2]) for row in rows),
+        causes=tuple(causes.index(row[:2]) for row in rows),
+    )
+    return Trace(
+        phases={phase: columns},
+        parts=ANATOMY_PARTS,
+        causes=tuple(causes),
+        unit=1,
+        parameters=1,
+        trained_parameters=1,
+    )
+
+
+def keep_all(run: Run, share: float = 1.0) -> None:
+    """Keep a timeline of each trial that has one, whose peak is a share of the measured one."""
+    for record in shown(run.records, run.metric):
+        assert record.outcome is not None
+        peak = record.outcome.measurement.peak(PeakKind.ALLOCATED, Phase.STEADY)
+        weights, more = int(0.4 * share * peak), round(share * peak) - int(0.4 * share * peak)
+        trace = trace_of(
+            (
+                ("before", "", "weights", weights),
+                ("forward", "aten.mm", "activations", more),
+                ("backward", "aten.mm", "activations", -more),
+                ("backward", "aten.mm", "gradients", more // 2),
+                ("optimizer", "aten.add", "gradients", -(more // 2)),
+            )
+        )
+        path = timeline_path(run.folder, record.number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(timeline_of(trace).to_json()))
 
 
 @dataclass

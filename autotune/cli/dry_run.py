@@ -10,11 +10,14 @@ from rich.text import Text
 
 from autotune.cli.options import Common
 from autotune.cli.settings import source_of
+from autotune.cluster import remote_runner
 from autotune.core.units import format_duration
 from autotune.plan import Plan, Settings, local_runner, make_plan
 from autotune.report.document import SCHEMA
 from autotune.report.spaces import SpaceDocument, space_document, space_screen
 from autotune.report.text import Column, make_table
+from autotune.storage.places import results_path
+from autotune.tuner import warmed
 
 _SOURCES = {
     "space": "the space",
@@ -40,8 +43,13 @@ class DryRunDocument(TypedDict):
     space: SpaceDocument
 
 
-def show_plan(settings: Settings, common: Common) -> int:
+def show_plan(settings: Settings, common: Common, storage: str | None = None) -> int:
     """Resolve settings as a run would, and show the result. Nothing is trained or kept.
+
+    Args:
+        settings: What was typed.
+        common: Options of every command.
+        storage: SQLAlchemy URL of the study database, where an earlier run may be.
 
     Returns:
         The exit status.
@@ -49,7 +57,8 @@ def show_plan(settings: Settings, common: Common) -> int:
     Raises:
         AutotuneError: Whatever a run would refuse.
     """
-    plan = resolve(settings)
+    results = results_path(common.results)
+    plan, _ = warmed(resolve(settings), results, storage)
     rows = [(name, value, _source(name, plan)) for name, value in _values(plan)]
     document: DryRunDocument = {
         "schema": SCHEMA,
@@ -70,7 +79,7 @@ def show_plan(settings: Settings, common: Common) -> int:
 
 def resolve(settings: Settings) -> Plan:
     """Return the plan of a run; prepared data goes to a folder that is removed again."""
-    runner = local_runner(settings)
+    runner = remote_runner(settings) or local_runner(settings)
     try:
         with tempfile.TemporaryDirectory(prefix="autotune-") as folder:
             return make_plan(settings, runner, name="dry-run", cache=Path(folder))
@@ -98,8 +107,13 @@ def _values(plan: Plan) -> list[tuple[str, str]]:
         ("trials", spec.trials),
         ("time", limit),
         ("sampler", spec.sampler),
+        ("until", spec.until or None),
+        ("rungs", spec.rungs or None),
+        ("repeats", spec.repeats or None),
+        ("warm_start", spec.warm_start or None),
         ("seed", spec.seed),
         ("device", f"{device.label} {device.name}".strip()),
+        ("devices", spec.devices if spec.devices > 1 else None),
         ("jobs", spec.jobs),
     ]
     return [(name, str(value)) for name, value in values if value is not None]

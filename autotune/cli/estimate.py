@@ -57,6 +57,10 @@ def estimate(
     device: Annotated[
         str | None, Parameter(group=WHERE, metavar="DEVICE", env_var="AUTOTUNE_DEVICE")
     ] = None,
+    world: Annotated[int, Parameter(group=WHERE, metavar="N")] = 1,
+    layout: Annotated[
+        str | None, Parameter(group=HOW, metavar="LAYOUT", show_default=False)
+    ] = None,
     probe: Annotated[bool, Parameter(group=WHERE), Flag] = False,
     common: Common = Common(),  # noqa: B008  (frozen; cyclopts fills in what was typed)
 ) -> int:
@@ -79,6 +83,8 @@ def estimate(
         sequence_length: Tokens per sequence; by default the objective's.
         budget: Say whether it fits: 16GB, 14.9GiB, or `auto` for what the device has.
         device: cpu, cuda, or one that is not here: A100-80GB, H200, RTX4090.
+        world: Devices that train together; the estimate is for each of them.
+        layout: How: ddp, zero1, zero2, zero3, or tensor=2,pipeline=4,data=zero1 for a product.
         probe: Train a few steps on this device and measure; model and data as for `autotune run`.
         common: Options of every command.
 
@@ -103,8 +109,9 @@ def estimate(
         else whole_number("sequence-length", sequence_length, 1),
     )
     allowed = budget_for(budget, place)
-    config = configuration(parse_overrides(set_))
-    with estimating(asked, place, common) as estimator:
+    ranks = whole_number("world", world, 1)
+    config = configuration(parse_overrides(set_) | laid_out(ranks, layout))
+    with estimating(asked, place, common, devices=ranks) as estimator:
         refuse_blocked(config, estimator.context)
         if probe:
             common.say("training a few steps")
@@ -118,6 +125,16 @@ def estimate(
     shown = (found, estimator.facts, place, verdict)
     common.show(estimate_document(*shown), *estimate_screen(*shown))
     return NothingFits.exit_status if verdict and not verdict.fits else 0
+
+
+def laid_out(world: int, layout: str | None) -> dict[str, str]:
+    """Return the knobs of a layout that was typed: `zero3`, or `tensor=2,data=zero1`."""
+    found = {} if world == 1 else {"layout.ranks": str(world)}
+    for part in (layout or "").split(","):
+        name, given, value = part.strip().partition("=")
+        if name:
+            found[f"layout.{name}" if given else "layout.data"] = value if given else name
+    return found
 
 
 def check_here(place: Device) -> None:
@@ -144,13 +161,16 @@ def _probed(estimator: Estimator, config: Config) -> Estimate:
 
 
 @contextmanager
-def estimating(asked: Asked, place: Device, common: Common) -> Iterator[Estimator]:
+def estimating(
+    asked: Asked, place: Device, common: Common, *, devices: int = 1
+) -> Iterator[Estimator]:
     """Look at model and data while the process that rehearses starts.
 
     Args:
         asked: What is trained.
         place: What it is predicted for.
         common: Options of every command.
+        devices: How many of them train together.
 
     Yields:
         An estimator, as long as its process lives.
@@ -166,7 +186,7 @@ def estimating(asked: Asked, place: Device, common: Common) -> Iterator[Estimato
             runner.close()
         yield Estimator(
             rehearser=Algebra(worker),
-            context=context_of(facts, place),
+            context=context_of(facts, place, devices),
             facts=facts,
             cache=str(cache),
             say=common.say,

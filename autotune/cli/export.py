@@ -61,11 +61,22 @@ def export(
     made = EXPORTERS.load(to).make(subject)
     for note in made.notes:
         common.say(Text(f"note  {note}"))
-    return _hand_out(subject, to, made, output, common)
+    return hand_out(subject, to, made, output, common)
 
 
-def _hand_out(subject: Subject, to: str, made: Export, output: Path | None, common: Common) -> int:
-    """Write the files, or print the only one."""
+def hand_out(subject: Subject, to: str, made: Export, output: Path | None, common: Common) -> int:
+    """Write the files of an export, or print the only one.
+
+    Args:
+        subject: What was exported.
+        to: The target.
+        made: What came of it.
+        output: Where it goes; None for a new folder, or standard output.
+        common: Options of every command.
+
+    Returns:
+        The exit status.
+    """
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "trial": subject.name,

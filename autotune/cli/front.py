@@ -26,6 +26,7 @@ from autotune.report.document import (
     run_head,
     trial_document,
 )
+from autotune.report.predicted import predicted_parts
 from autotune.report.summary import front_table, front_title, pick_names
 from autotune.report.text import Listing
 from autotune.storage.run import Run
@@ -70,6 +71,7 @@ def front(
     found = Run.open(run, results=common.results, storage=storage)
     chosen = [r for r in found.records if isinstance(r.outcome, Completed)] if all_ else None
     records = matching(found, found.front()[::-1] if chosen is None else chosen, where)
+    whole = where is None and pick is None and not all_
     if pick is not None:
         best = _PICKS[pick](found.picks())
         records = [record for record in records if best and record.number == best.number]
@@ -81,7 +83,9 @@ def front(
         "trials": [trial_document(record, BUILTIN) for record in records],
     }
     options = common.where(storage)
-    common.show(document, *_screen(found, records, all_=all_, common=common, options=options))
+    more = predicted_parts(found, BUILTIN) if whole else []
+    parts = _screen(found, records, all_=all_, common=common)
+    common.show(document, *parts, *more, Text(), _next(found, records, options))
 
 
 def matching(run: Run, records: list[TrialRecord], where: str | None) -> list[TrialRecord]:
@@ -155,29 +159,35 @@ def _values(record: TrialRecord, references: Mapping[str, Value]) -> dict[str, V
         "throughput": measured.throughput,
         "step_seconds": measured.step_seconds,
         **references,
-        **{name: score.value for name, score in record.outcome.scores.items()},
+        **{name: score.value for name, score in record.scores.items()},
     }
 
 
 def _screen(
-    run: Run, records: list[TrialRecord], *, all_: bool, common: Common, options: str
+    run: Run, records: list[TrialRecord], *, all_: bool, common: Common
 ) -> list[RenderableType]:
     if not records:
         total = len(run.front())
         empty = f"No trial of {run.name} matches." if total else f"{run.name} has no front yet."
-        return [Text(empty), Text(), _next(run, None, options)]
+        return [Text(empty)]
     title = f"Completed trials of {run.name}" if all_ else f"{front_title(run.metric)}, {run.name}"
-    shown = {record.number for record in records}
-    picked = {n: r for n, r in pick_names(run.picks()).items() if r.number in shown}
     parts: list[RenderableType] = [Text(title, style="bold"), Text()]
     parts.append(front_table(run, records, BUILTIN, width=common.out.width))
+    picked = _picked(run, records)
     if picked and len(records) > 1:
         words = "   ".join(f"{record.number} {name}" for name, record in picked.items())
         parts += [Text(), Text(words)]
-    return [*parts, Text(), _next(run, next(iter(picked.values()), records[0]), options)]
+    return parts
 
 
-def _next(run: Run, record: TrialRecord | None, options: str) -> Listing:
+def _picked(run: Run, records: list[TrialRecord]) -> dict[str, TrialRecord]:
+    """Return the picks that are shown, by what they are called."""
+    shown = {record.number for record in records}
+    return {n: r for n, r in pick_names(run.picks()).items() if r.number in shown}
+
+
+def _next(run: Run, records: list[TrialRecord], options: str) -> Listing:
+    record = next(iter(_picked(run, records).values()), records[0]) if records else None
     rows = []
     if record is not None:
         command = f"autotune show {run.name}/{record.number}{options}"

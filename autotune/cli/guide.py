@@ -22,10 +22,12 @@ ORDER = (
     "write-a-space",
     "write-an-objective",
     "write-a-knob",
+    "parallel",
     "cluster",
     "export-and-train",
-    "query-cookbook",
+    "queries",
     "footguns",
+    "method",
 )
 """Topics in the order in which they are read; others follow by name."""
 

@@ -22,8 +22,14 @@ Flag = Parameter(negative="", show_default=False)
 """A switch that is off unless it is given, without a `--no-…` beside it."""
 
 RESULTS = Parameter(env_var="AUTOTUNE_RESULTS", metavar="DIR", group=EVERYWHERE)
+STORAGE_VARIABLE = "AUTOTUNE_STORAGE"
+"""Where a URL with a password belongs: the list of processes shows command lines to everybody."""
+
 RunName = Annotated[str | None, Parameter(name="RUN", show_default=False)]
-Storage = Annotated[str | None, Parameter(name="--storage", metavar="URL", show_default=False)]
+Storage = Annotated[
+    str | None,
+    Parameter(name="--storage", metavar="URL", env_var=STORAGE_VARIABLE, show_default=False),
+]
 
 
 @Parameter(name="*")
@@ -77,10 +83,18 @@ class Common:
             self.err.print(text)
 
     def where(self, storage: str | None = None) -> str:
-        """Return what has to be added to a command for it to find the same runs."""
+        """Return what has to be added to a command for it to find the same runs.
+
+        A password is left out, so that it has to be typed again unless it comes from the
+        environment or from a password file.
+        """
         typed = source_of("--results") == "cli"
         found = f" --results {shlex.quote(str(self.results))}" if typed else ""
-        return found + (f" --storage {shlex.quote(storage)}" if storage else "")
+        if not storage or source_of("--storage") == "env":
+            return found
+        from autotune.storage.urls import masked
+
+        return f"{found} --storage {shlex.quote(masked(storage))}"
 
 
 def whole_number(name: str, value: int, least: int) -> int:

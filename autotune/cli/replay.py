@@ -11,11 +11,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.cli.options import Common, Storage
+from autotune.cli.options import Common, Flag, Storage
 from autotune.core.errors import UsageError
 from autotune.repeat import Check, Repeat, repeat_trial
 from autotune.report.document import SCHEMA
 from autotune.report.text import Column, make_table
+from autotune.report.trial import snapshot_sentence
+from autotune.storage.places import snapshot_path
 from autotune.storage.run import Run, find_run
 
 DIFFERS = 5
@@ -27,6 +29,7 @@ def replay(
     /,
     *,
     seeds: int = 1,
+    snapshot: Annotated[bool, Flag] = False,
     storage: Storage = None,
     common: Common = Common(),  # noqa: B008  (frozen; cyclopts fills in what was typed)
 ) -> int:
@@ -37,6 +40,7 @@ def replay(
     Args:
         trial: A trial, such as qwen-16gb/17.
         seeds: How many trainings; those after the first have other seeds and show the spread.
+        snapshot: On CUDA, keep torch's own snapshot of one step for pytorch.org/memory_viz.
         storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
         common: Options of every command.
 
@@ -44,8 +48,17 @@ def replay(
         0 if all numbers hold, 5 if one does not.
     """
     run, number = one_trial(trial, common, storage, verb="replay")
-    repeat = repeat_trial(run, number, seeds=seeds, told=lambda text: common.say(Text(text)))
-    common.show(repeat_document(run, repeat), *repeat_screen(run, repeat))
+    file = snapshot_path(run.folder, number) if snapshot else None
+    repeat = repeat_trial(
+        run, number, seeds=seeds, snapshot=file, told=lambda text: common.say(Text(text))
+    )
+    kept = file if file is not None and file.is_file() else None
+    document = {**repeat_document(run, repeat), "snapshot": None if kept is None else str(kept)}
+    screen = list(repeat_screen(run, repeat))
+    if file is not None:
+        none = "There is no snapshot: the trial ended before its first steady step."
+        screen += [Text(), Text(none if kept is None else snapshot_sentence(kept))]
+    common.show(document, *screen)
     return 0 if repeat.holds else DIFFERS
 
 

@@ -15,6 +15,9 @@ from autotune.report.document import SCHEMA, ReportDocument, run_head
 from autotune.report.text import Listing
 from autotune.storage.run import Run
 
+_PATIENCE_SECONDS = 60.0
+"""Time after which a report begins no further rehearsal."""
+
 
 def report(
     run: RunName = None,
@@ -26,6 +29,7 @@ def report(
     format_: Annotated[str, Parameter(name="--format", metavar="html,md,svg,png")] = "html",
     light: Annotated[bool, Flag] = False,
     open_: Annotated[bool, Parameter(name="--open"), Flag] = False,
+    no_rehearsal: Annotated[bool, Flag] = False,
     storage: Storage = None,
     common: Common = Common(),  # noqa: B008  (frozen; cyclopts fills in what was typed)
 ) -> None:
@@ -37,6 +41,7 @@ def report(
         format_: html and md have everything, svg and png the trade-off; several: html,md.
         light: Write plotly's 4.6 MB beside the file, once for all reports of that folder.
         open_: Open it in the browser.
+        no_rehearsal: Leave out memory timelines that are not kept yet, instead of making them.
         storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
         common: Options of every command.
     """
@@ -47,6 +52,8 @@ def report(
 
     formats = parse_formats(format_)
     found = Run.open(run, results=common.results, storage=storage)
+    if not no_rehearsal and {"html", "md"} & set(formats):
+        _rehearse(found, common)
     findings = Findings.of(found, BUILTIN, common.where(storage))
     written = write_report(findings, formats, output, light=light)
     cards = make_cards(findings)
@@ -64,6 +71,26 @@ def report(
         import webbrowser
 
         webbrowser.open(written[0].absolute().as_uri())
+
+
+def _rehearse(run: Run, common: Common) -> None:
+    """Make the memory timelines that the end of the run left out, where its data still is."""
+    from autotune.memory.rehearsal_worker import RehearsalWorker
+    from autotune.repeat import has_data, rehearsal_spec
+    from autotune.timelines import keep_timelines, missing, shown
+
+    left = missing(run.folder, shown(run.records, run.metric))
+    if not left or run.status == "running" or not has_data(run):
+        return
+    with RehearsalWorker() as worker:
+        keep_timelines(
+            run.folder,
+            left,
+            lambda record: rehearsal_spec(run, record),
+            worker,
+            seconds=_PATIENCE_SECONDS,
+            told=lambda text: common.say(Text(text, style="dim")),
+        )
 
 
 def _screen(document: ReportDocument, written: list[Path], show: str) -> list[RenderableType]:

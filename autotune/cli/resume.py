@@ -18,7 +18,10 @@ def resume(
     *,
     trials: Annotated[str | None, Parameter(metavar="N|+N", show_default=False)] = None,
     time: Annotated[str | None, Parameter(metavar="TIME", show_default=False)] = None,
+    repeats: Annotated[str | None, Parameter(metavar="off|auto|N", show_default=False)] = None,
     storage: Storage = None,
+    address: Annotated[str | None, Parameter(metavar="ADDRESS", show_default=False)] = None,
+    track: Annotated[str, Parameter(metavar="NAMES", show_default=False)] = "",
     common: Common = Common(),  # noqa: B008  (frozen; cyclopts fills in what was typed)
 ) -> int:
     """Continue a run where it stopped, or search on.
@@ -29,7 +32,10 @@ def resume(
         run: The run; by default the latest.
         trials: Most trials in all, such as 60, or so many more, such as +40.
         time: Most time in all, such as 90s, 30m or 2h.
+        repeats: Train trials near the front with more seeds: auto, or how many each.
         storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
+        address: Of the Ray cluster, for a run that was on one.
+        track: Also log every trial to tensorboard, mlflow or wandb, or several: tensorboard,mlflow.
         common: Options of every command.
 
     Returns:
@@ -45,9 +51,12 @@ def resume(
             trials=total,
             extra=extra,
             time=seconds,
+            repeats=repeats,
             results=common.results,
             storage=storage,
+            address=address,
             observers=observers,
+            track=track,
         )
     return finish(found, common, storage)
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.text import Text
 
 from autotune.cli.options import Common, Flag, Storage
+from autotune.core.config import Config
 from autotune.core.errors import UsageError
 from autotune.core.outcome import Completed
+from autotune.core.record import TrialRecord
 from autotune.core.units import GIB
 from autotune.knobs import BUILTIN
+from autotune.memory.rehearsal import CannotRehearse
 from autotune.report.document import (
     SCHEMA,
     FailedDocument,
@@ -23,8 +29,11 @@ from autotune.report.document import (
 from autotune.report.failures import causes
 from autotune.report.summary import summary
 from autotune.report.trial import causes_screen, trial_screen
-from autotune.report.why import explain, why_screen, why_values
+from autotune.report.why import Why, explain, rehearsed, why_screen, why_values
 from autotune.storage.run import Run, find_run
+
+_PATIENCE_SECONDS = 60.0
+"""Time after which no further rehearsal begins."""
 
 
 def show(
@@ -41,7 +50,8 @@ def show(
     Args:
         run: A run, or a trial of it such as qwen-16gb/17; by default the latest run.
         failed: What did not fit or finish, grouped by cause, and what to do about it.
-        why: Of a trial: each knob's share of what it saves, from trials that were run.
+        why: Of a trial: each knob's share of what it saves, from trials that were run, else from
+            rehearsals.
         storage: SQLAlchemy URL of the study database, if it is not in the run's folder.
         common: Options of every command.
     """
@@ -82,7 +92,7 @@ def _show_why(run: Run, number: int | None, common: Common, options: str) -> Non
             f"trial {number} did not complete, so there is no saving to explain",
             help=f"autotune show {run.name}/{number}{options}",
         )
-    found = explain(run, record, BUILTIN)
+    found = _rehearsed(run, record, explain(run, record, BUILTIN), common)
     document: WhyDocument = {
         "schema": SCHEMA,
         "run": run_head(run),
@@ -93,6 +103,31 @@ def _show_why(run: Run, number: int | None, common: Common, options: str) -> Non
         "shares": why_values(found),
     }
     common.show(document, *why_screen(run, found, BUILTIN, options=options))
+
+
+def _rehearsed(run: Run, record: TrialRecord, why: Why, common: Common) -> Why:
+    """Rehearse the shares that no trials tell, one trial with one knob put back for each."""
+    from autotune.estimate import every_value
+    from autotune.memory.predict import counted
+    from autotune.memory.rehearsal_worker import RehearsalWorker
+    from autotune.plan import context_of
+    from autotune.repeat import rehearsal_spec
+    from autotune.storage.rows import read_device
+
+    context = context_of(run.spec.facts, read_device(run.spec.device), run.spec.devices)
+    until = time.monotonic() + _PATIENCE_SECONDS
+    with RehearsalWorker() as worker:
+
+        def count(config: Config) -> int:
+            spec = rehearsal_spec(run, replace(record, config=config))
+            if reasons := every_value().reasons(config, context):
+                raise CannotRehearse(reasons[0])
+            if time.monotonic() > until:
+                raise CannotRehearse("rehearsing the others took too long")
+            common.say(Text(f"rehearsing {config.describe(BUILTIN)}", style="dim"))
+            return counted(spec, worker).bytes
+
+        return rehearsed(why, record.config, BUILTIN, count)
 
 
 def _show_failed(run: Run, common: Common, options: str) -> None:

@@ -95,6 +95,8 @@ class Context:
             `"documents"`, `"on_the_fly"`, `"memory_map"`, `"stream"`; and what it has: a
             `"teacher"` of its own, sequences of `"fixed_length"`.
         purpose: Whose memory is minimised: `"training"` or `"inference"`.
+        devices: Devices like `device` that one trial may use.
+        sequence_length: Tokens per sequence, 0 if it is not known.
     """
 
     config: Mapping[str, Value] = field(default_factory=dict)
@@ -104,6 +106,8 @@ class Context:
     libraries: frozenset[str] = frozenset()
     features: frozenset[str] = frozenset()
     purpose: str = "training"
+    devices: int = 1
+    sequence_length: int = 0
 
     def with_config(self, config: Mapping[str, Value]) -> Context:
         """Return the same surroundings for another configuration."""

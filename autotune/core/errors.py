@@ -15,7 +15,8 @@ The tree is drawn first, so that a reader knows what to catch before reading a c
     │   └── QueryError               2  SQL that fails or that would write
     ├── NothingFits                  3  no configuration of the space fits the budget
     └── StorageError                 1  results that cannot be read or written
-        └── NewerDatabase            1  a study database written by a newer autotune
+        ├── NewerDatabase            1  a study database written by a newer autotune
+        └── UnreachableDatabase      1  a study database that does not answer now, but may again
 
 Outcomes of trials are not here: an out-of-memory trial is data (`autotune.core.outcome`).
 """
@@ -151,6 +152,10 @@ class StorageError(AutotuneError):
 
 class NewerDatabase(StorageError):
     """A study database written by a newer autotune; nothing was changed."""
+
+
+class UnreachableDatabase(StorageError):
+    """A study database that does not answer now: down, restarting, locked. Worth trying again."""
 
 
 def error_from_json(data: dict[str, object]) -> AutotuneError:

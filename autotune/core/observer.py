@@ -88,6 +88,14 @@ class Observer(Protocol):
             front: The front now, by ascending peak.
         """
 
+    def trial_repeated(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
+        """A trial was trained with a further seed, after the search; a note says how it ended.
+
+        Args:
+            record: The trial with all its seeds.
+            front: The front by their means, by ascending peak.
+        """
+
     def note(self, text: str) -> None:
         """Something else that a person should read."""
 
@@ -113,6 +121,9 @@ class Silent:
         joined_front: bool,  # noqa: FBT001  (see `Observer`)
         front: Sequence[TrialRecord],
     ) -> None:
+        """Do nothing."""
+
+    def trial_repeated(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
         """Do nothing."""
 
     def note(self, text: str) -> None:

@@ -13,7 +13,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar
+
+_FINEST = 1000
 
 
 class Phase(enum.StrEnum):
@@ -117,13 +120,39 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """Where a training paused, and how good it was there.
+
+    Attributes:
+        share: Of the whole training, as it was asked for.
+        step: Optimizer steps done.
+        steps: Of the whole training.
+        seconds: That the trial had taken.
+        scores: By metric, of the model as it was.
+    """
+
+    share: float
+    step: int
+    steps: int
+    seconds: float = 0.0
+    scores: Mapping[str, Score] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The share as a fraction: `"1/3"`."""
+        return str(Fraction(self.share).limit_denominator(_FINEST))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
-    """What all outcomes carry."""
+    """What all outcomes carry; `rank` is the one that ended the trial, or spoke for all."""
 
     tag: ClassVar[str] = ""
 
     seconds: float = 0.0
     measurement: Measurement = field(default_factory=Measurement)
+    rungs: tuple[Rung, ...] = ()
+    rank: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as a JSON object whose `outcome` is its tag."""
@@ -142,6 +171,31 @@ class Completed(_Ended):
     tag: ClassVar[str] = "completed"
 
     scores: Mapping[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused(_Ended):
+    """Trained to a part of the whole and evaluated there; a checkpoint waits for going on.
+
+    The last of `rungs` is where it is.
+    """
+
+    tag: ClassVar[str] = "paused"
+
+    @property
+    def rung(self) -> Rung:
+        """Where it is."""
+        return self.rungs[-1]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.rung.step
+
+    @property
+    def summary(self) -> str:
+        """Say where."""
+        return f"paused at {self.rung.label}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +219,7 @@ class OutOfMemory(_Ended):
     @property
     def summary(self) -> str:
         """Say where, and how much was needed."""
-        return f"out of memory in {self.phase}, step {self.step}"
+        return f"out of memory in {self.phase}, step {self.step}{_on(self.rank)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +249,7 @@ class Diverged(_Ended):
     @property
     def summary(self) -> str:
         """Say where."""
-        return f"diverged at step {self.step}, loss {self.loss}"
+        return f"diverged at step {self.step}, loss {self.loss}{_on(self.rank)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +273,8 @@ class Crashed(_Ended):
     @property
     def summary(self) -> str:
         """Say by what."""
-        return f"crashed: {self.signal or self.error or f'exit code {self.exit_code}'}"
+        cause = self.signal or self.error or f"exit code {self.exit_code}"
+        return f"crashed: {cause}{_on(self.rank)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,12 +317,16 @@ class Refused(_Ended):
         return "refused: its rehearsal is over the budget"
 
 
-Outcome = Completed | OutOfMemory | Stopped | Diverged | Crashed | TimedOut | Refused
+Outcome = Completed | Paused | OutOfMemory | Stopped | Diverged | Crashed | TimedOut | Refused
 
 OUTCOMES: dict[str, type[Outcome]] = {
     kind.tag: kind
-    for kind in (Completed, OutOfMemory, Stopped, Diverged, Crashed, TimedOut, Refused)
+    for kind in (Completed, Paused, OutOfMemory, Stopped, Diverged, Crashed, TimedOut, Refused)
 }
+
+
+def _on(rank: int) -> str:
+    return f", on rank {rank}" if rank else ""
 
 
 def measurement_from_json(data: Mapping[str, Any]) -> Measurement:
@@ -296,5 +355,13 @@ def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
     if "phase" in fields and kind is OutOfMemory:
         fields["phase"] = Phase(fields["phase"])
     if "scores" in fields:
-        fields["scores"] = {name: Score(**score) for name, score in fields["scores"].items()}
+        fields["scores"] = _scores_from_json(fields["scores"])
+    fields["rungs"] = tuple(
+        Rung(**{**rung, "scores": _scores_from_json(rung["scores"])})
+        for rung in fields.get("rungs", ())
+    )
     return kind(**fields)
+
+
+def _scores_from_json(data: Mapping[str, Any]) -> dict[str, Score]:
+    return {name: Score(**score) for name, score in data.items()}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.core.config import Config
-from autotune.core.outcome import Completed, Outcome, Refused, Score
+from autotune.core.outcome import Completed, Outcome, Paused, Refused, Rung, Score, Stopped
+from autotune.core.seeds import Repetition, mean_scores
 from autotune.core.workload import Metric
 
 
@@ -32,6 +33,8 @@ class TrialRecord:
         limit_bytes: The limit that its footprint was held against.
         rehearsed_bytes: Peak that its rehearsal counted; 0 if it was not rehearsed.
         on_front: Whether no feasible trial of the run is better in both accuracy and memory.
+        paused: Where it had paused, for a trial that goes on and has not ended yet.
+        repeats: The same with further seeds, in the order of seeds; `outcome` stays the first.
     """
 
     number: int
@@ -42,11 +45,27 @@ class TrialRecord:
     limit_bytes: int = 0
     rehearsed_bytes: int = 0
     on_front: bool = False
+    paused: Paused | None = None
+    repeats: tuple[Repetition, ...] = ()
 
     @property
     def refused(self) -> bool:
         """Whether it was refused before it started, and so cost no trial."""
         return isinstance(self.outcome, Refused)
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """Where it paused so far, in order; none of a trial that was trained at once."""
+        latest = self.paused if self.outcome is None else self.outcome
+        return () if latest is None else latest.rungs
+
+    @property
+    def trained(self) -> float:
+        """Share of a whole training that it has come to; 1 however it ended, if not paused."""
+        if self.refused:
+            return 0.0
+        left = isinstance(self.outcome, Paused | Stopped) and self.rungs
+        return self.rungs[-1].share if left else 1.0
 
     @property
     def feasible(self) -> bool:
@@ -56,8 +75,23 @@ class TrialRecord:
             and self.outcome.measurement.footprint_bytes <= self.limit_bytes
         )
 
+    @property
+    def scores(self) -> Mapping[str, Score]:
+        """Every metric, over seeds the mean; none if the trial did not complete."""
+        return mean_scores(self.outcome, self.repeats)
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds that its scores are the mean of."""
+        ends = (self.outcome, *(again.outcome for again in self.repeats))
+        return sum(isinstance(end, Completed) for end in ends) if self.scores else 0
+
     def score(self, metric: Metric) -> Score | None:
-        """Return the score for a metric, or None if the trial has none."""
+        """Return the score for a metric, over seeds the mean, or None if the trial has none."""
+        return self.scores.get(metric.name) if self.repeats else self.first_score(metric)
+
+    def first_score(self, metric: Metric) -> Score | None:
+        """Return the score of the first seed, which the search found; None if there is none."""
         if not isinstance(self.outcome, Completed):
             return None
         return self.outcome.scores.get(metric.name)

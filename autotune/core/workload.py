@@ -132,6 +132,9 @@ class WorkloadFacts:
         )
 
 
+_WHERE_ASKED_FOR = frozenset({"until", "warm_start", "repeats", "rungs"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
     """Everything that a run depends on, frozen, hashed and stored with its results.
@@ -152,8 +155,14 @@ class RunSpec:
         jobs: Trials side by side.
         threads: CPU threads per trial.
         device: The device, as `Device.to_json`.
+        devices: Devices of this kind that one trial may use.
         runner: Name of the runner.
         versions: Library versions by name, Python's included.
+        until: `"stable"` if the search ends when proposals promise next to nothing; else empty.
+        warm_start: The run that the search learned from first; else empty.
+        rungs: Where trials pause, such as `"1/9,1/3"`; empty if they train to their end at once.
+        repeats: `"auto"`, or how many further seeds trials near the front get at the end; else
+            empty.
     """
 
     name: str
@@ -171,12 +180,22 @@ class RunSpec:
     jobs: int
     threads: int
     device: Mapping[str, Any]
+    devices: int = 1
     runner: str = "local"
     versions: Mapping[str, str] = field(default_factory=dict)
+    until: str = ""
+    warm_start: str = ""
+    rungs: str = ""
+    repeats: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
+        """Return the fields as a JSON object.
+
+        What was not asked for is left out where earlier versions did not know of it, so that the
+        hash of a run stays what it was.
+        """
+        found = asdict(self)
+        return {n: value for n, value in found.items() if value or n not in _WHERE_ASKED_FOR}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from autotune.core.domains import Value
-from autotune.export.base import Export, Exporter, Refusal, Subject, always, check, only
+from autotune.export.base import Export, Exporter, Refusal, Subject, always, check, fine, only
 from autotune.export.settings import comment, yaml_text
 
 TARGET = "accelerate"
@@ -31,6 +31,10 @@ EXPRESSED: dict[str, Refusal] = {
         ("inductor",), "other backends compile parts that autotune chooses; set compile to none"
     ),
     "global_batch": _in_script("the batch"),
+    "layout.ranks": fine,
+    "layout.data": only(
+        ("zero2", "zero3"), "its ZeRO is FSDP; set layout.data to ddp, zero2 or zero3"
+    ),
     "learning_rate": _in_script("the learning rate"),
     "lora.rank": _in_script("putting on adapters"),
     "optimizer": _in_script("the optimizer"),
@@ -66,6 +70,18 @@ def export_accelerate(subject: Subject) -> Export:
         "same_network": True,
         "use_cpu": not subject.on_cuda,
     }
+    ranks, data = int(subject.number("layout.ranks")), str(subject.value("layout.data"))
+    if ranks > 1:
+        plain = "MULTI_GPU" if subject.on_cuda else "MULTI_CPU"
+        values["distributed_type"] = plain if data == "ddp" else "FSDP"
+        values["num_processes"] = ranks
+    if ranks > 1 and data != "ddp":
+        values["fsdp_config"] = {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_reshard_after_forward": data == "zero3",
+            "fsdp_state_dict_type": "FULL_STATE_DICT",
+        }
     if subject.value("compile") == "inductor":
         values["dynamo_config"] = {"dynamo_backend": "INDUCTOR"}
     use = "accelerate launch --config_file accelerate.yaml train.py (accelerate 1.15)"

@@ -31,6 +31,10 @@ EXPRESSED: dict[str, Refusal] = {
     "attention": _in_script("the attention kernel"),
     "checkpointing": _in_script("recomputing blocks"),
     "global_batch": fine,
+    "layout.ranks": fine,
+    "layout.data": only(
+        ("zero1", "zero2", "zero3"), "it has no parameter server; set layout.data to zero3"
+    ),
     "learning_rate": fine,
     "lora.rank": _in_script("putting on adapters"),
     "loss_chunks": _in_script("the loss"),
@@ -45,6 +49,7 @@ EXPRESSED: dict[str, Refusal] = {
 """What stands against a value; a knob that is not here has no setting there."""
 
 _TYPES = {"adamw": "AdamW", "lion": "Lion", "sgd": "SGD", "adafactor": "Adafactor"}
+_STAGES = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
 _AUTOCAST = {"bf16_mixed": "bfloat16", "fp16_mixed": "float16"}
 
 
@@ -88,6 +93,9 @@ def export_deepspeed(subject: Subject) -> Export:
         values["torch_autocast"] = {"enabled": True, "dtype": _AUTOCAST[precision]}
     if subject.value("optimizer.offload") != "none":
         values["zero_optimization"] = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    if numbers.layout.ranks > 1:
+        values["zero_optimization"]["stage"] = _STAGES[numbers.layout.data]
+        notes.append(f"Start it on {numbers.layout.ranks} ranks: deepspeed --num_gpus N train.py")
     return Export(files={"ds_config.json": f"{json.dumps(values, indent=2)}\n"}, notes=tuple(notes))
 
 

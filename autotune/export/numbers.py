@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from autotune.core.knob import run_stage
 from autotune.export.base import Subject
 from autotune.knobs import BUILTIN
-from autotune.knobs.stages import DATA, OPTIMISE, DataPlan, OptimPlan
+from autotune.knobs.stages import DATA, LAYOUT, OPTIMISE, DataPlan, LayoutPlan, OptimPlan
 
 WARMUP_SHARE = 0.1
 """Share of the steps in which the rate rises; then it falls to zero, both linearly."""
@@ -27,7 +27,8 @@ class Numbers:
     Attributes:
         batch: Sequences per optimizer step.
         accumulation: Micro-batches that they are split into.
-        micro: Sequences in a micro-batch.
+        micro: Sequences in a micro-batch of one rank.
+        layout: How ranks share the training.
         steps: Optimizer steps.
         warmup: Steps in which the rate rises.
         length: Tokens of a sequence in training.
@@ -40,6 +41,7 @@ class Numbers:
     batch: int
     accumulation: int
     micro: int
+    layout: LayoutPlan
     steps: int
     warmup: int
     length: int
@@ -61,11 +63,13 @@ class Numbers:
         optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, config)
         family = FAMILIES[optim.name]
         accumulation = int(subject.number("accumulation"))
+        layout = run_stage(LAYOUT, LayoutPlan(), BUILTIN, config)
         steps = max(1, workload.steps * workload.global_batch // data.global_batch)
         return cls(
             batch=data.global_batch,
             accumulation=accumulation,
-            micro=-(-data.global_batch // accumulation),
+            micro=-(-data.global_batch // (accumulation * layout.replicas)),
+            layout=layout,
             steps=steps,
             warmup=max(1, round(WARMUP_SHARE * steps)),
             length=data.sequence_length,

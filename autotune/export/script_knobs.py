@@ -109,6 +109,11 @@ _NO_COMPILER = "the parts that are compiled are chosen by autotune; set compile 
 _NO_MASKS = "zeros are held by masks of autotune's own; set it to its neutral value"
 _AFTERWARDS = "it acts on the trained model; export with --checkpoint, which applies it"
 
+_ONE_PROCESS = (
+    "the script is one process; --to torchtitan, accelerate or deepspeed for a layout, or set "
+    "layout.ranks to 1"
+)
+
 EXPRESSED: dict[str, Refusal] = {
     "accumulation": fine,
     "activation_bits": always("activations are rounded by hooks of autotune's own; set it to 16"),
@@ -134,6 +139,15 @@ EXPRESSED: dict[str, Refusal] = {
     "freeze.layers": _one_stack("freeze.layers"),
     "global_batch": fine,
     "gradients": fine,
+    "layout.context": always(_ONE_PROCESS),
+    "layout.data": always(_ONE_PROCESS),
+    "layout.pipeline": always(_ONE_PROCESS),
+    "layout.ranks": always(_ONE_PROCESS),
+    "layout.schedule": always(_ONE_PROCESS),
+    "layout.servers": always(_ONE_PROCESS),
+    "layout.shards": always(_ONE_PROCESS),
+    "layout.staleness": always(_ONE_PROCESS),
+    "layout.tensor": always(_ONE_PROCESS),
     "learning_rate": fine,
     "lora.rank": fine,
     "lora.targets": _lora_targets,

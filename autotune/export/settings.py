@@ -118,11 +118,15 @@ def comment(subject: Subject, notes: Sequence[str], usage: str) -> str:
 
 
 def yaml_text(values: Mapping[str, Any]) -> str:
-    """Return a mapping as YAML."""
+    """Return a mapping as YAML 1.1, which PyYAML reads, and with it every tool.
+
+    A bare `no` of YAML 1.2 is false there, and `1e-05` a word.
+    """
     from ruamel.yaml import YAML
 
     stream = io.StringIO()
     yaml = YAML()
+    yaml.version = (1, 1)
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.dump(dict(values), stream)
-    return stream.getvalue()
+    return stream.getvalue().removeprefix("%YAML 1.1\n---\n")

@@ -43,6 +43,15 @@ EXPRESSED: dict[str, Refusal] = {
         ("inductor",), "other backends compile parts that autotune chooses; set compile to none"
     ),
     "global_batch": fine,
+    "layout.ranks": fine,
+    "layout.data": only(
+        ("zero2", "zero3"), "it has DDP and FSDP; set layout.data to ddp, zero2 or zero3"
+    ),
+    "layout.shards": fine,
+    "layout.tensor": fine,
+    "layout.pipeline": fine,
+    "layout.schedule": fine,
+    "layout.context": fine,
     "learning_rate": fine,
     "loss_chunks": always(
         "its recipes choose the loss: set ChunkedLossWrapper in the recipe by hand"
@@ -112,11 +121,37 @@ def export_torchtitan(subject: Subject) -> Export:
         f"    config.debug.seed = {numbers.seed}",
         "    return config",
     ]
-    use = "torchrun --nproc-per-node 1 -m torchtitan.train --module titan_config --config trial"
+    ranks = numbers.layout.ranks
+    lines[-1:-1] = _parallelism(numbers) if ranks > 1 else []
+    use = (
+        f"torchrun --nproc-per-node {ranks} -m torchtitan.train --module titan_config "
+        "--config trial"
+    )
     return Export(
         files={"titan_config.py": comment(subject, notes, use) + "\n".join(lines) + "\n"},
         notes=tuple(notes),
     )
+
+
+def _parallelism(numbers: Numbers) -> list[str]:
+    """Return the lines for a layout; every rank along a dimension is said."""
+    layout = numbers.layout
+    divided = layout.data in ("zero2", "zero3")
+    shards = (layout.shards or layout.replicas) if divided else 1
+    rows = numbers.micro * (numbers.accumulation if layout.pipeline > 1 else 1)
+    settings = {
+        "data_parallel_replicate_degree": layout.replicas // shards,
+        "data_parallel_shard_degree": shards,
+        "fsdp_reshard_after_forward": '"always"' if layout.data == "zero3" else '"never"',
+        "tensor_parallel_degree": layout.tensor,
+        "pipeline_parallel_degree": layout.pipeline,
+        "pipeline_parallel_schedule": '"1F1B"' if layout.schedule == "1f1b" else '"GPipe"',
+        "pipeline_parallel_microbatch_size": numbers.micro,
+        "context_parallel_degree": layout.context,
+    }
+    lines = [f"    config.parallelism.{name} = {value}" for name, value in settings.items()]
+    # Micro-batches of a pipeline are parts of a local batch there, and no accumulation.
+    return [f"    config.training.local_batch_size = {rows}", *lines]
 
 
 EXPORTER = Exporter(

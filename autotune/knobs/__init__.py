@@ -31,6 +31,15 @@ from autotune.knobs.freeze_embeddings import FREEZE_EMBEDDINGS
 from autotune.knobs.freeze_layers import FREEZE_LAYERS
 from autotune.knobs.global_batch import GLOBAL_BATCH
 from autotune.knobs.gradients import GRADIENTS
+from autotune.knobs.layout_context import LAYOUT_CONTEXT
+from autotune.knobs.layout_data import LAYOUT_DATA
+from autotune.knobs.layout_pipeline import LAYOUT_PIPELINE
+from autotune.knobs.layout_ranks import LAYOUT_RANKS
+from autotune.knobs.layout_schedule import LAYOUT_SCHEDULE
+from autotune.knobs.layout_servers import LAYOUT_SERVERS
+from autotune.knobs.layout_shards import LAYOUT_SHARDS
+from autotune.knobs.layout_staleness import LAYOUT_STALENESS
+from autotune.knobs.layout_tensor import LAYOUT_TENSOR
 from autotune.knobs.learning_rate import LEARNING_RATE
 from autotune.knobs.length_batches import LENGTH_BATCHES
 from autotune.knobs.lora import LORA_RANK
@@ -69,6 +78,15 @@ BUILTIN: tuple[Knob, ...] = (
     ALLOCATOR,
     POOL,
     PINNED,
+    LAYOUT_RANKS,
+    LAYOUT_DATA,
+    LAYOUT_SHARDS,
+    LAYOUT_TENSOR,
+    LAYOUT_PIPELINE,
+    LAYOUT_SCHEDULE,
+    LAYOUT_CONTEXT,
+    LAYOUT_SERVERS,
+    LAYOUT_STALENESS,
     TOKENISATION,
     DATA_MAPPING,
     LENGTH_BATCHES,

@@ -11,7 +11,7 @@ when and where an update happens, whatever it is: `knobs/in_backward.py` and `kn
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
 BASE_RATE = 5e-5
 """Learning rate of AdamW for fine-tuning all weights of a pretrained model."""
+
+Make = Callable[[list[dict[str, Any]]], Optimizer]
+"""Makes an optimizer over parameter groups."""
+
+Around = Callable[[Make, list[dict[str, Any]]], Optimizer]
+"""Makes one that gives some of the groups to optimizers that it has made."""
 
 METHODS: dict[str, Method] = {
     "adamw": adamw,
@@ -116,6 +122,7 @@ def build_optimizer(
     plan: OptimPlan,
     base_rate: float | None = None,
     model: nn.Module | None = None,
+    around: Around | None = None,
 ) -> Optimizer:
     """Build the optimizer of a plan; matrices decay, vectors (biases, norms) do not.
 
@@ -125,6 +132,7 @@ def build_optimizer(
         base_rate: As for `learning_rate`.
         model: Whose blocks hold the matrices that Muon, GaLore and APOLLO are for. Without it
             every matrix is taken for one of those, embeddings and the output layer too.
+        around: Takes the place of making one optimizer over all groups.
 
     Raises:
         BadValue: If the family is unknown, or cannot do what the plan asks for.
@@ -137,6 +145,8 @@ def build_optimizer(
     if plan.gradient_dtype is not None:
         for parameter in training:
             parameter.grad_dtype = getattr(torch, plan.gradient_dtype)
+    if around is not None:
+        return around(make, groups)
     if plan.offload:
         return Offloaded(groups, make)
     return InBackward(make(groups)) if plan.in_backward else make(groups)

@@ -3,6 +3,7 @@
 | stage | state | exists by then |
 |---|---|---|
 | ENVIRONMENT | environment variables | nothing; torch is not imported |
+| LAYOUT | LayoutPlan | the devices; the ranks are made by it |
 | DATA | DataPlan | the dataset |
 | LOAD | LoadPlan | the request for a model |
 | ADAPT | Adaptation | the model, on the host |
@@ -32,6 +33,49 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from autotune.knobs.distillation import Distillation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutPlan:
+    """How one training is laid out over ranks.
+
+    Attributes:
+        ranks: Processes, with one device each.
+        data: What ranks that see different sequences share: `"ddp"` nothing, `"zero1"` optimizer
+            states, `"zero2"` gradients too, `"zero3"` weights too; `"server"`: all of them are
+            with servers.
+        shards: Ranks that share one copy, for `"zero2"` and `"zero3"`; 0 for all of them.
+        tensor: Ranks that share each matrix.
+        pipeline: Ranks that have some of the blocks each.
+        schedule: Order of a pipeline's micro-batches: `"1f1b"` or `"gpipe"`.
+        context: Ranks that have a part of each sequence.
+        servers: Ranks that only hold and update parameters, for `"server"`.
+        staleness: Steps that a worker may be ahead of the slowest one, for `"server"`.
+    """
+
+    ranks: int = 1
+    data: str = "ddp"
+    shards: int = 0
+    tensor: int = 1
+    pipeline: int = 1
+    schedule: str = "1f1b"
+    context: int = 1
+    servers: int = 1
+    staleness: int = 0
+
+    @property
+    def replicas(self) -> int:
+        """Ranks, or groups of ranks, that see different sequences."""
+        if self.data == "server":
+            return max(1, self.ranks - self.servers)
+        return max(1, self.ranks // (self.tensor * self.pipeline * self.context))
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no single rank has all weights."""
+        return self.ranks > 1 and (
+            self.tensor > 1 or self.pipeline > 1 or self.data in ("zero2", "zero3")
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,16 +218,17 @@ class EvalPlan:
 
 
 ENVIRONMENT: Stage[dict[str, str]] = Stage(0, "environment")
-DATA: Stage[DataPlan] = Stage(1, "data")
-LOAD: Stage[LoadPlan] = Stage(2, "load")
-ADAPT: Stage[Adaptation] = Stage(3, "adapt")
-PARALLELISE: Stage[nn.Module] = Stage(4, "parallelise")
-OPTIMISE: Stage[OptimPlan] = Stage(5, "optimise")
-STEP: Stage[StepPlan] = Stage(6, "step")
-COMPRESS: Stage[nn.Module] = Stage(7, "compress")
-EVALUATE: Stage[EvalPlan] = Stage(8, "evaluate")
-DEPLOY: Stage[nn.Module] = Stage(9, "deploy")
-SAVE: Stage[nn.Module] = Stage(10, "save")
+LAYOUT: Stage[LayoutPlan] = Stage(1, "layout")
+DATA: Stage[DataPlan] = Stage(2, "data")
+LOAD: Stage[LoadPlan] = Stage(3, "load")
+ADAPT: Stage[Adaptation] = Stage(4, "adapt")
+PARALLELISE: Stage[nn.Module] = Stage(5, "parallelise")
+OPTIMISE: Stage[OptimPlan] = Stage(6, "optimise")
+STEP: Stage[StepPlan] = Stage(7, "step")
+COMPRESS: Stage[nn.Module] = Stage(8, "compress")
+EVALUATE: Stage[EvalPlan] = Stage(9, "evaluate")
+DEPLOY: Stage[nn.Module] = Stage(10, "deploy")
+SAVE: Stage[nn.Module] = Stage(11, "save")
 
 
 def on_model(

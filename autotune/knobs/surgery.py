@@ -55,7 +55,7 @@ def feed_forward_units(model: nn.Module) -> list[Units]:
         ModelError: If the family is unknown or a model has none of the layers of its family.
     """
     found = []
-    for name, owner, shape in _feed_forwards(model, of_family(FEED_FORWARD, model, "prune.ffn")):
+    for name, owner, shape in feed_forward_layers(model):
         output = _dense(owner, shape.output)
         width = dense_weight(output).shape[1]
         incoming = tuple(
@@ -89,7 +89,7 @@ def head_units(model: nn.Module) -> list[Units]:
     Raises:
         ModelError: If the family is unknown or a model has none of the layers of its family.
     """
-    return [heads.units() for heads in _attentions(model)]
+    return [heads.units() for heads in attention_layers(model)]
 
 
 def fill_heads(model: nn.Module) -> nn.Module:
@@ -108,7 +108,7 @@ def fill_heads(model: nn.Module) -> nn.Module:
     shape = of_family(ATTENTION_HEADS, model, "prune.heads")
     if shape.reloads:
         return model
-    found = _attentions(model)
+    found = attention_layers(model)
     whole = {heads.name: heads.whole() for heads in found}
     units = [heads.units() for heads in found]
     add_silent_units(model, [(each, whole[each.name] - each.count) for each in units])
@@ -154,7 +154,7 @@ def _cut_feed_forward(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
 
 def _cut_heads(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
     shape = of_family(ATTENTION_HEADS, model, "prune.heads")
-    found = _attentions(model)
+    found = attention_layers(model)
     cut_units(model, [(heads.units(), kept[heads.name]) for heads in found])
     for heads in found:
         heads.recount(len(kept[heads.name]))
@@ -186,8 +186,17 @@ HEADS = Structure(knob="prune.heads", find=head_units, stay=_whole_groups, cut=_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Heads:
-    """One attention layer, opened."""
+class Heads:
+    """One attention layer, opened.
+
+    Attributes:
+        name: Of the module below the model.
+        owner: The module.
+        shape: Where its matrices are.
+        groups: Key/value heads.
+        queries: Query heads of each.
+        size: Width of a head.
+    """
 
     name: str
     owner: nn.Module
@@ -197,7 +206,7 @@ class _Heads:
     size: int
 
     @classmethod
-    def of(cls, name: str, owner: nn.Module, shape: Attention) -> _Heads:
+    def of(cls, name: str, owner: nn.Module, shape: Attention) -> Heads:
         """Read the number of groups, queries per group and the head size off a layer."""
         inner = owner.get_submodule(shape.owner)
         width = dense_weight(_dense(owner, shape.output)).shape[1]
@@ -279,9 +288,13 @@ def _head_size(inner: Any, shape: Attention, width: int) -> int:
     return width // int(getattr(inner, shape.counts[0]))
 
 
-def _feed_forwards(
-    model: nn.Module, shapes: tuple[FeedForward, ...]
-) -> Iterator[tuple[str, nn.Module, FeedForward]]:
+def feed_forward_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, FeedForward]]:
+    """Yield the name, the module and the shape of every feed-forward layer.
+
+    Raises:
+        ModelError: If the family is unknown.
+    """
+    shapes = of_family(FEED_FORWARD, model, "prune.ffn")
     for name, module in model.named_modules():
         for shape in shapes:
             if _has(module, (*shape.inputs, shape.output)):
@@ -289,11 +302,16 @@ def _feed_forwards(
                 break
 
 
-def _attentions(model: nn.Module) -> list[_Heads]:
+def attention_layers(model: nn.Module) -> list[Heads]:
+    """Return every attention layer.
+
+    Raises:
+        ModelError: If the family is unknown, or the model has no layer of its family.
+    """
     shape = of_family(ATTENTION_HEADS, model, "prune.heads")
     paths = [p for p in (shape.query, shape.key, shape.value, shape.output) if p is not None]
     found = [
-        _Heads.of(name, module, shape)
+        Heads.of(name, module, shape)
         for name, module in model.named_modules()
         if _has(module, paths)
     ]

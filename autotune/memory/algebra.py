@@ -34,6 +34,7 @@ from autotune.memory.rehearsal import Rehearsal
 from autotune.memory.splice import alone, spliced
 from autotune.memory.structure import Structure, scale_of, structure_of
 from autotune.memory.trace import Scale, Trace
+from autotune.trial.layouts.seat import ranks_of
 from autotune.trial.spec import TrialSpec
 
 DEEP = 24
@@ -90,7 +91,7 @@ class Algebra:
             AutotuneError: If it cannot be rehearsed.
         """
         structure = structure_of(spec)
-        if structure is None:
+        if structure is None or _unlike(spec):
             return self._tracer.rehearse(spec, record=record)
         scale = scale_of(spec)
         family = self._known.get(structure.key)
@@ -107,7 +108,8 @@ class Algebra:
         began = time.process_time()
         try:
             family.reach(self._tracer, scale)
-            return family.answer(scale, record=record, began=began)
+            answer = family.answer(scale, record=record, began=began)
+            return _of_ranks(answer) if ranks_of(spec) > 1 else answer
         except AutotuneError as error:
             family.refused = error.message
         except NotAlgebraic as error:
@@ -125,6 +127,18 @@ class Algebra:
             return "sizes depend on the data"
         family = self._known.get(structure.key)
         return family.refused or None if family else None
+
+
+def _of_ranks(rehearsal: Rehearsal) -> Rehearsal:
+    """Say that a rehearsal is that of the first rank, and that all others are like it."""
+    return replace(rehearsal, by_rank={0: rehearsal.peak_bytes})
+
+
+def _unlike(spec: TrialSpec) -> bool:
+    """Whether ranks differ: stages, servers and workers, the beginning and end of sequences."""
+    config = spec.config
+    split = config.get("layout.pipeline", 1), config.get("layout.context", 1)
+    return split != (1, 1) or config.get("layout.data") == "server"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -66,6 +66,19 @@ class Interval:
     def __contains__(self, amount: float) -> bool:
         return self.low <= amount <= self.high
 
+    def chance_above(self, amount: float, coverage: float = 0.9) -> float:
+        """Return the probability of more than an amount.
+
+        Args:
+            amount: In bytes.
+            coverage: Probability of what lies between the ends.
+        """
+        if self.low >= self.high:
+            return float(self.middle > amount)
+        end = self.high if amount > self.middle else self.low
+        spread = max(abs(end - self.middle), 1.0) / NormalDist().inv_cdf(0.5 + coverage / 2)
+        return 1.0 - NormalDist(self.middle, spread).cdf(amount)
+
     def or_more(self, other: Interval) -> Interval:
         """Return where the greater of two amounts lies, by the ends of each."""
         return Interval(

@@ -4,7 +4,7 @@ The driver keeps a context for every process, and kernels join it as they are fi
 takes a workspace for each thread that multiplies. How much that is depends on the device, the
 driver and torch's build. `autotune doctor` measures it where there is a device and keeps the result
 in the user's cache (`memory/measure_outside.py`); elsewhere the table below says what to assume,
-and how far that may be off. On a CPU it is heap that `malloc` keeps.
+and how far that may be off. On a CPU it is what the interpreter and kernels hold beside tensors.
 
 Contexts that others reported, with torch's lazy loading of kernels: 256 MiB on an RTX 3090 (torch
 2.7, CUDA 12.8), 426 MiB on an RTX 6000 Ada (torch 2.10, CUDA 13.0), 274 MiB and about 300 and
@@ -57,7 +57,12 @@ LARGE_FROM = (9, 0)
 MULTIPLYING_THREADS = 2
 """The one that goes forward and autograd's, which goes backward."""
 
-HEAP = Prior()
+HEAP = Prior(fixed_spread=16 * MIB, factor_spread=0.05, noise=0.02)
+"""On a CPU: 6 to 17 MiB beside the tensors were found in trainings of 12 models and configurations
+of 0.4 to 0.9 GiB (`tests/benchmarks/rehearsal.py`), up to 37 MiB in trainings that import further
+libraries in their first step. Nothing grows with the tensors, as an allocator's rounding would."""
+
+_UNKNOWN = Prior()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +75,26 @@ class Outside:
         workspace_bytes: Workspaces of cuBLAS, which are taken from the caching allocator; 0 on a
             CPU.
         source: Whether it was measured or assumed, for a reader.
+        factor_spread: Standard deviation of the share of what is counted that is missed.
+        noise: Expected relative error of a measurement.
     """
 
     fixed_bytes: int
     spread: float
     workspace_bytes: int = 0
     source: str = ""
+    factor_spread: float = _UNKNOWN.factor_spread
+    noise: float = _UNKNOWN.noise
 
     @property
     def prior(self) -> Prior:
         """What to expect of measurements before there are any."""
-        return Prior(fixed_bytes=self.fixed_bytes, fixed_spread=self.spread)
+        return Prior(
+            fixed_bytes=self.fixed_bytes,
+            fixed_spread=self.spread,
+            factor_spread=self.factor_spread,
+            noise=self.noise,
+        )
 
 
 def outside_of(device: Device) -> Outside:
@@ -90,6 +104,8 @@ def outside_of(device: Device) -> Outside:
             fixed_bytes=round(HEAP.fixed_bytes),
             spread=HEAP.fixed_spread,
             source="assumed: heap that the process keeps",
+            factor_spread=HEAP.factor_spread,
+            noise=HEAP.noise,
         )
     return _measured().get(_key(device.name)) or assumed(device.capability)
 

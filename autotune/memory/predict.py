@@ -24,7 +24,7 @@ from autotune.core.outcome import Measurement, PeakKind, Phase
 from autotune.knobs import BUILTIN
 from autotune.knobs.accumulation import ACCUMULATION
 from autotune.knobs.allocator import SETTINGS
-from autotune.knobs.stages import DATA, STEP, DataPlan, StepPlan
+from autotune.knobs.stages import DATA, LAYOUT, STEP, DataPlan, LayoutPlan, StepPlan
 from autotune.memory.allocator import Replay, Settings, least_limit, replay
 from autotune.memory.calibrate import Calibration, Interval
 from autotune.memory.outside import MULTIPLYING_THREADS, Outside, outside_of
@@ -128,8 +128,9 @@ class Estimate:
 
     @property
     def micro_batch(self) -> int:
-        """Sequences that are in memory at once."""
-        return -(-self.data.global_batch // self.accumulation)
+        """Sequences that are in the memory of a device at once."""
+        layout = run_stage(LAYOUT, LayoutPlan(), BUILTIN, self.config)
+        return -(-self.data.global_batch // (self.accumulation * layout.replicas))
 
 
 def counted(spec: TrialSpec, rehearser: Rehearser, *, limited: bool = False) -> Count:

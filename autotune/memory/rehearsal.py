@@ -38,6 +38,8 @@ class Rehearsal:
         seconds: How long the rehearsal took, in CPU seconds.
         note: What could not be followed, as a sentence, or empty.
         derived: From which other rehearsals it was derived, as a sentence; empty if it was made.
+        by_rank: Peak of each rank that was rehearsed, of a layout of several; the others are like
+            one of these. All else is of the rank with the greatest.
     """
 
     peak_bytes: int
@@ -52,6 +54,7 @@ class Rehearsal:
     seconds: float = 0.0
     note: str = ""
     derived: str = ""
+    by_rank: Mapping[int, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
@@ -61,4 +64,5 @@ class Rehearsal:
     def from_json(cls, data: Mapping[str, Any]) -> Rehearsal:
         """Rebuild the rehearsal from the JSON object of `to_json`."""
         events = tuple((int(storage), int(size)) for storage, size in data.get("events", ()))
-        return cls(**{**data, "events": events})
+        by_rank = {int(rank): int(peak) for rank, peak in data.get("by_rank", {}).items()}
+        return cls(**{**data, "events": events, "by_rank": by_rank})

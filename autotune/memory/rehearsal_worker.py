@@ -28,6 +28,7 @@ from autotune.core.config import Config
 from autotune.core.errors import AutotuneError, error_from_json
 from autotune.memory.rehearsal import ON_CPU_TENSORS, CannotRehearse, Rehearsal
 from autotune.memory.trace import Scale, Trace
+from autotune.trial.layouts.seat import ranks_of
 from autotune.trial.spec import TrialSpec
 
 Answer: TypeAlias = "Callable[[Mapping[str, Any]], Rehearsal | Trace]"
@@ -277,9 +278,18 @@ def _prepare(modules: Sequence[str]) -> Answer:
     def answer(request: Mapping[str, Any]) -> Rehearsal | Trace:
         spec = TrialSpec.from_json(request["spec"])
         if request["ask"] == "rehearse":
+            if ranks_of(spec) > 1:
+                from autotune.memory.ranks import rehearse_ranks
+
+                return rehearse_ranks(spec, record=request["record"])
             return rehearse(spec, record=request["record"])
         size = request["scale"]
-        return trace(spec, None if size is None else Scale(**size))
+        scale = None if size is None else Scale(**size)
+        if ranks_of(spec) > 1:
+            from autotune.memory.ranks import trace_ranks
+
+            return trace_ranks(spec, scale)
+        return trace(spec, scale)
 
     return answer
 

@@ -8,7 +8,7 @@ as a rehearsal takes: each entry of its table stands for one thing that a trial 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import _disable_current_modes
 
 from autotune.knobs.stages import DataPlan, EvalPlan, LoadPlan
-from autotune.memory import recall, values
+from autotune.memory import methods, recall, values
 from autotune.memory.kernels import cuda_attention
 from autotune.memory.rehearsal import CannotRehearse
 from autotune.memory.shortcuts import shortcuts
@@ -38,6 +38,9 @@ _aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
 _MASKED = frozenset({_aten.where, _aten.masked_fill, _aten.masked_fill_})
 """Operators with a mask, which is not brought to the dtype of the rest."""
+
+_FUSED_UPDATES = frozenset({_aten._fused_sgd_.default, _aten._fused_adagrad_.default})
+"""Optimizers that update in place, of whose operators torch does not know what they give."""
 
 
 class Followed(LiveStorages):
@@ -67,6 +70,8 @@ class Followed(LiveStorages):
             return values.read_number(args[0])
         if func is _aten._pin_memory.default:
             return args[0].clone()
+        if func in _FUSED_UPDATES:
+            return None  # torch would compute it, on the device; it makes nothing
         if func.overloadpacket is _aten.set_:
             # torch would keep the storage as part of a key of its cache, and so for good.
             with disable_fake_tensor_cache(args[0].fake_mode):
@@ -138,13 +143,25 @@ class FakeStandIns:
         counts_batches: Whether a batch's own memory counts: it lies outside of the allocator on a
             CPU, where it is not copied.
         size: Another size for the model and its training batches; None for their own.
+        builds: Whether the model is built as a trial builds it, operator by operator, and not from
+            its shapes: so random weights come to be on a CPU, where that counts.
+
+    Attributes:
+        not_loaded: Why the peak of loading is not known, or empty.
     """
 
     def __init__(
-        self, storages: LiveStorages, *, counts_batches: bool, size: Size | None = None
+        self,
+        storages: LiveStorages,
+        *,
+        counts_batches: bool,
+        size: Size | None = None,
+        builds: bool = False,
     ) -> None:
         self.storages = storages
         self.size = size
+        self.builds = builds
+        self.not_loaded = ""
         self._counts_batches = counts_batches
 
     def objective(self, objective: Objective) -> Objective:
@@ -164,7 +181,9 @@ class FakeStandIns:
                 for name, tensor in list(tensors.items()):
                     if isinstance(tensor, Tensor):
                         if id(tensor) not in made:
-                            made[id(tensor)] = _fake_like(tensor)
+                            made[id(tensor)] = fake = _fake_like(tensor)
+                            if getattr(tensor, "from_file", False):
+                                self.storages.ignore((fake,))
                         tensors[name] = made[id(tensor)]
         return model
 
@@ -201,6 +220,13 @@ class _StoodIn:
         size = self._stand_ins.size
         if size is not None:
             plan = replace(plan, layers=size.layers)
+        if self._stand_ins.builds:
+            try:
+                whole = replace(plan, shapes_only=False)
+                return self._stand_ins.model(self._objective.build(whole, seed))
+            except Exception as error:  # noqa: BLE001  shapes are enough for all but loading
+                kind = type(error).__name__
+                self._stand_ins.not_loaded = f"building the model failed with {kind}: {error}"
         return self._stand_ins.model(self._objective.build(plan, seed))
 
     def train_batches(self, plan: DataPlan, seed: int) -> Iterator[Batch]:
@@ -244,11 +270,21 @@ def _substitutes(storages: LiveStorages, *, cuda: bool) -> dict[str, Any]:
         storages.adopt((state,), "activations")
         return state
 
+    resize = torch.UntypedStorage.resize_
+
+    def noticed_resize(storage: Any, size: int) -> Any:
+        """Gathered weights are let go by giving their storage no bytes, outside of any operator."""
+        resized = resize(storage, size)
+        storages.resized(storage)
+        return resized
+
     found: dict[str, Any] = shortcuts() | {
-        "torch.Tensor.numpy": _to_numpy(torch.Tensor.numpy),
-        "torch.Tensor.tolist": _to_list(torch.Tensor.tolist),
-        "torch.Tensor.pin_memory": _stay_put(torch.Tensor.pin_memory),
-        "torch.nn.Module._apply": _apply_to_fakes(nn.Module._apply),
+        "torch.UntypedStorage.resize_": noticed_resize,
+        "torch.Tensor.numpy": methods.to_numpy(torch.Tensor.numpy),
+        "torch.Tensor.tolist": methods.to_list(torch.Tensor.tolist),
+        "torch.Tensor.pin_memory": methods.stay_put(torch.Tensor.pin_memory),
+        "torch.Tensor.__deepcopy__": methods.copy_of_fakes(torch.Tensor.__deepcopy__),
+        "torch.nn.Module._apply": methods.apply_to_fakes(nn.Module._apply),
         "torch.get_rng_state": counted_random_state,
         "torch.compile": _refuse_compilation,
         "torch.nn.Module.compile": _refuse_compilation,
@@ -320,61 +356,6 @@ def _without_masks(indices: Any) -> list[Tensor | None] | None:
             return None
         found.extend(places)
     return found
-
-
-def _to_numpy(original: Callable[..., Any]) -> Callable[..., Any]:
-    def numpy(self: Tensor, *, force: bool = False) -> Any:
-        return values.to_numpy(self) if values.is_fake(self) else original(self, force=force)
-
-    return numpy
-
-
-def _to_list(original: Callable[..., Any]) -> Callable[..., Any]:
-    def tolist(self: Tensor) -> Any:
-        return values.to_numpy(self).tolist() if values.is_fake(self) else original(self)
-
-    return tolist
-
-
-def _stay_put(original: Callable[..., Any]) -> Callable[..., Any]:
-    def pin_memory(self: Tensor, *args: Any) -> Tensor:
-        return self if values.is_fake(self) else original(self, *args)
-
-    return pin_memory
-
-
-def _apply_to_fakes(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Move modules of fakes by changing what their parameters hold.
-
-    torch would swap each parameter with a new one, which it cannot while anything refers to it
-    weakly, as whatever follows it does.
-    """
-
-    def apply(self: nn.Module, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
-        own = [*self._parameters.values(), *self._buffers.values()]
-        if not all(values.is_fake(tensor) for tensor in own if tensor is not None):
-            return original(self, fn, *args, **kwargs)
-        for child in self.children():
-            child._apply(fn)
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                _change(parameter, fn)
-                if parameter.grad is not None:
-                    _change(parameter.grad, fn)
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = fn(buffer)
-        return self
-
-    return apply
-
-
-def _change(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> None:
-    with torch.no_grad():
-        changed = fn(tensor)
-    if changed is not tensor:
-        tensor.data = changed
-        tensor.fake_device = changed.device  # type: ignore[attr-defined]  # of a fake tensor
 
 
 def _refuse_compilation(*_: Any, **__: Any) -> None:

@@ -109,7 +109,9 @@ def structure_of(spec: TrialSpec) -> Structure | None:
     shapes_alone = workload.objective.startswith(_SHAPES)
     stretches = shapes_alone or workload.objective in _STRETCHED
     deepest = max(LEAST_BLOCKS, 2 * stride) + 2 * stride
-    deep = shape is not None and shape.even and model.layers > deepest
+    # ZeRO-1 deals whole parameters out to ranks: of a few blocks one rank may have none.
+    dealt = spec.config.get("layout.data") == "zero1"
+    deep = shape is not None and shape.even and model.layers > deepest and not dealt
     fixed: dict[str, Any] = {n: v for n, v in asdict(workload).items() if n not in _FREE}
     if spec.probe:
         del fixed["eval_examples"]

@@ -123,7 +123,7 @@ def compare_runs(a: Run, b: Run, knobs: Sequence[Knob]) -> Comparison:
     return Comparison(
         a=a.name,
         b=b.name,
-        differs=tuple(_spec_differences(a, b)),
+        differs=(*_spec_differences(a, b), *_extents(a, b)),
         quantities=tuple(quantities),
         notes=tuple(notes),
     )
@@ -282,6 +282,20 @@ def _spec_differences(a: Run, b: Run) -> list[tuple[str, str, str]]:
     names = list(dict.fromkeys([*sides[0], *sides[1]]))
     rows = [(name, sides[0].get(name, "–"), sides[1].get(name, "–")) for name in names]
     return [row for row in rows if row[1] != row[2]]
+
+
+def _extents(a: Run, b: Run) -> list[tuple[str, str, str]]:
+    """Return what differs in how far two runs were to search."""
+    rows = []
+    for name, one, other in (
+        ("most trials", a.spec.trials, b.spec.trials),
+        ("most seconds", a.spec.time_limit, b.spec.time_limit),
+        ("until", a.spec.until, b.spec.until),
+        ("rungs", a.spec.rungs, b.spec.rungs),
+    ):
+        if one != other:
+            rows.append((name, str(one or "–"), str(other or "–")))
+    return rows
 
 
 def _spec_facts(run: Run) -> dict[str, str]:

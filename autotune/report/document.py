@@ -14,10 +14,12 @@ from typing import Any, Literal, TypedDict
 from autotune.core.domains import Value
 from autotune.core.errors import AutotuneError
 from autotune.core.knob import Knob
-from autotune.core.outcome import Completed
+from autotune.core.outcome import Completed, Score
 from autotune.core.record import TrialRecord
+from autotune.core.seeds import Repetition
 from autotune.core.units import GIB
 from autotune.report.effects import Effect, knob_effects
+from autotune.storage.places import snapshot_path
 from autotune.storage.run import Run
 
 SCHEMA: Literal[1] = 1
@@ -32,7 +34,7 @@ class ScoreDocument(TypedDict):
 
 
 class TrialDocument(TypedDict):
-    """One trial; `config` has the knobs that are off neutral."""
+    """One trial; `config` has the knobs that are off neutral, `scores` are means over `seeds`."""
 
     trial: int
     origin: str
@@ -43,6 +45,7 @@ class TrialDocument(TypedDict):
     feasible: bool
     on_front: bool
     scores: Mapping[str, ScoreDocument]
+    seeds: int
     peak_gib: float | None
     footprint_gib: float | None
     predicted_gib: float | None
@@ -69,8 +72,10 @@ class TrialDetails(TrialDocument):
     steps: int
     parameters: int
     trained_parameters: int
+    repeats: Sequence[Mapping[str, object]]
     outcome: Mapping[str, Any]
     log: str
+    snapshot: str | None
 
 
 class RunHead(TypedDict):
@@ -293,7 +298,6 @@ def trial_document(record: TrialRecord, knobs: Sequence[Knob]) -> TrialDocument:
     """Return the document of one trial."""
     outcome = record.outcome
     measured = outcome.measurement if outcome else None
-    scores = outcome.scores if isinstance(outcome, Completed) else {}
     return {
         "trial": record.number,
         "origin": record.origin.value,
@@ -303,10 +307,8 @@ def trial_document(record: TrialRecord, knobs: Sequence[Knob]) -> TrialDocument:
         "config": record.config.to_json(),
         "feasible": record.feasible,
         "on_front": record.on_front,
-        "scores": {
-            name: {"value": score.value, "stderr": score.stderr, "n": score.n}
-            for name, score in scores.items()
-        },
+        "scores": _scores(record.scores),
+        "seeds": record.seeds,
         "peak_gib": measured.peak_bytes / GIB or None if measured else None,
         "footprint_gib": measured.footprint_bytes / GIB or None if measured else None,
         "predicted_gib": record.rehearsed_bytes / GIB or None,
@@ -321,6 +323,7 @@ def trial_details(run: Run, record: TrialRecord, knobs: Sequence[Knob]) -> Trial
     outcome = record.outcome
     measured = outcome.measurement if outcome else None
     rest = {k: v for k, v in outcome.to_json().items() if k != "measurement"} if outcome else {}
+    snapshot = snapshot_path(run.folder, record.number)
     return {
         **trial_document(record, knobs),
         "values": record.config.complete(knobs),
@@ -332,8 +335,29 @@ def trial_details(run: Run, record: TrialRecord, knobs: Sequence[Knob]) -> Trial
         "steps": measured.steps if measured else 0,
         "parameters": measured.parameters if measured else 0,
         "trained_parameters": measured.trained_parameters if measured else 0,
+        "repeats": [_repeat(again) for again in record.repeats],
         "outcome": rest,
         "log": str(run.log(record.number)),
+        "snapshot": str(snapshot) if snapshot.is_file() else None,
+    }
+
+
+def _repeat(again: Repetition) -> dict[str, object]:
+    outcome = again.outcome
+    return {
+        "seed": again.seed,
+        "status": outcome.tag,
+        "summary": outcome.summary,
+        "scores": _scores(outcome.scores if isinstance(outcome, Completed) else {}),
+        "peak_gib": outcome.measurement.peak_bytes / GIB or None,
+        "seconds": outcome.seconds,
+    }
+
+
+def _scores(scores: Mapping[str, Score]) -> dict[str, ScoreDocument]:
+    return {
+        name: {"value": score.value, "stderr": score.stderr, "n": score.n}
+        for name, score in scores.items()
     }
 
 

@@ -147,7 +147,7 @@ def _score_error(
 def _numbers(record: TrialRecord, metric: Metric) -> Mapping[str, float]:
     assert isinstance(record.outcome, Completed)
     measured = record.outcome.measurement
-    score = record.outcome.scores[metric.name].value
+    score = record.scores[metric.name].value
     return {"peak": measured.peak_bytes, "score": score, "speed": measured.throughput}
 
 

@@ -12,6 +12,7 @@ from autotune.core.outcome import (
     Diverged,
     Outcome,
     OutOfMemory,
+    Paused,
     Refused,
     Stopped,
     TimedOut,
@@ -81,6 +82,8 @@ def _cause(record: TrialRecord) -> str | None:
     match record.outcome:
         case None:
             return None
+        case Paused():
+            return None
         case Completed():
             return None if record.feasible else "completed, but over the budget"
         case OutOfMemory(phase=phase):
@@ -121,7 +124,7 @@ def _detail(records: Sequence[TrialRecord]) -> str:
             return f"first at step {min(steps)}"
         case TimedOut(limit_seconds=limit, phase=phase):
             return f"after {format_duration(limit)}, last heard of in {phase or 'start'}"
-        case Stopped(step=step):
+        case Stopped(step=step) | Paused(step=step):
             return f"at step {step}"
 
 
@@ -188,13 +191,15 @@ def _over(needs: Sequence[int], limit: int, lead: str) -> str:
 def _help(records: Sequence[TrialRecord], run: str, options: str) -> str:
     first = f"{run}/{records[0].number}{options}"
     match _outcome(records[0]):
-        case OutOfMemory() | Completed() | Refused():
+        case OutOfMemory() | Completed():
             return f"or raise the budget; `autotune show {first}` says where memory went"
+        case Refused():
+            return f"or raise the budget; `autotune show {first}` has the command that itemises it"
         case Crashed():
             return f"`autotune show {first}` has the traceback and the end of the log"
         case Diverged():
             return "lower the learning rate: --set learning_rate=0.3"
         case TimedOut():
             return f"`autotune show {first}` has the end of the log; fewer --steps take less time"
-        case Stopped():
+        case Stopped() | Paused():
             return f"`autotune resume {run}{options}` repeats what was interrupted"

@@ -1,15 +1,12 @@
 """Figures of the report, drawn by plotly from the data of the cards.
 
-Colours of text and grid are left to the page, which knows whether it is light or dark; colours of
-data are chosen to be told apart on both, and by people who see few colours (Okabe and Ito 2008).
 Each figure comes with the words that stand for it where it cannot be seen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -19,39 +16,20 @@ from autotune.core.units import GIB
 from autotune.report.cards.anatomy import Anatomy
 from autotune.report.cards.card import Card, Declined
 from autotune.report.cards.knobs import Knobs, step_name
+from autotune.report.cards.timelines import Timelines
 from autotune.report.cards.tradeoff import Mark, State, TradeOff
 from autotune.report.cards.trust import Trust
-
-BLUE, RED, GREY, GREEN = "#3b7dc4", "#d0523f", "#9aa3ad", "#1d9a63"
-PARTS: Mapping[str, str] = {
-    "weights": "#3b7dc4",
-    "gradients": "#6bb5e8",
-    "optimizer": "#8d62b5",
-    "activations": "#e3a33c",
-    "logits": "#c98362",
-    "inputs": "#4aa789",
-    "other": "#b4bac2",
-}
-"""Colour of each part of memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A figure.
-
-    Attributes:
-        key: Its name in the page.
-        card: Key of the card that it belongs to.
-        alt: What it shows, in words.
-        caption: What stands below it.
-        drawing: The plotly figure.
-    """
-
-    key: str
-    card: str
-    alt: str
-    caption: str
-    drawing: go.Figure
+from autotune.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    PARTS,
+    RED,
+    Figure,
+    dressed,
+    literal,
+)
+from autotune.report.timeline_figures import draw_timelines
 
 
 def make_figures(cards: Sequence[Card | Declined]) -> list[Figure]:
@@ -61,6 +39,8 @@ def make_figures(cards: Sequence[Card | Declined]) -> list[Figure]:
         for kind, draw in _DRAWN:
             if isinstance(card, kind):
                 found += [figure for figure in (draw(card),) if figure is not None]
+        if isinstance(card, Timelines):
+            found += draw_timelines(card)
     return found
 
 
@@ -95,7 +75,7 @@ def draw_tradeoff(card: TradeOff) -> Figure:
         card=card.key,
         alt=f"{card.metric} against peak memory. On the front: {points}. The table below has all.",
         caption="",
-        drawing=_dressed(drawing, 460),
+        drawing=dressed(drawing, 460),
     )
 
 
@@ -127,7 +107,7 @@ def draw_anatomy(card: Anatomy) -> Figure:
         card=card.key,
         alt=f"Memory of each trial of the front by part. {words}. The table below has all amounts.",
         caption="",
-        drawing=_dressed(drawing, 150 + 34 * len(names)),
+        drawing=dressed(drawing, 150 + 34 * len(names)),
     )
 
 
@@ -179,7 +159,7 @@ def draw_knobs(card: Knobs) -> Figure:
         card=card.key,
         alt=f"Change of memory and score by step of a knob. {words}.",
         caption="",
-        drawing=_dressed(drawing, 150 + 30 * len(names)).update_xaxes(zeroline=True),
+        drawing=dressed(drawing, 150 + 30 * len(names)).update_xaxes(zeroline=True),
     )
 
 
@@ -220,7 +200,7 @@ def draw_predictions(card: Trust) -> Figure | None:
         card=card.key,
         alt=f"Predicted against measured peak memory of {len(card.predictions)} trials.",
         caption="Predicted against measured peak",
-        drawing=_dressed(drawing, 360),
+        drawing=dressed(drawing, 360),
     )
 
 
@@ -249,7 +229,7 @@ def draw_growth(card: Trust) -> Figure | None:
         card=card.key,
         alt=f"Hypervolume of the front over trials; 90 % of the final one by trial {halfway}.",
         caption="How the front grew",
-        drawing=_dressed(drawing, 360),
+        drawing=dressed(drawing, 360),
     )
 
 
@@ -264,11 +244,6 @@ def score_range(card: TradeOff) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = 0.12 * (high - low) or 0.1 * abs(high) or 0.1
     return low - room, high + room
-
-
-def literal(text: str) -> str:
-    """Return a text as plotly shows it letter by letter, though it reads some tags of HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 _DRAWN: tuple[tuple[type[Card], Callable[[Any], Figure | None]], ...] = (
@@ -372,20 +347,3 @@ def _in_gib(amount: float | None) -> float | None:
 
 def _bars(errors: Sequence[float | None], colour: str) -> dict[str, object]:
     return {"array": list(errors), "color": colour, "thickness": 1.2, "width": 4}
-
-
-def _dressed(drawing: go.Figure, height: int) -> go.Figure:
-    drawing.update_layout(
-        height=height,
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 10, "r": 14, "t": 46, "b": 10},
-        hoverlabel={"align": "left"},
-    )
-    drawing.update_layout(
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": None}
-    )
-    drawing.update_xaxes(automargin=True, zeroline=False, showline=False)
-    drawing.update_yaxes(automargin=True, zeroline=False, showline=False)
-    return drawing

@@ -20,7 +20,8 @@ from autotune.report.cards.card import Card, Declined
 from autotune.report.cards.findings import Findings
 from autotune.report.cards.reproduce import Reproduce
 from autotune.report.cards.verdict import verdict
-from autotune.report.figures import Figure, make_figures
+from autotune.report.drawing import Figure
+from autotune.report.figures import make_figures
 
 MARKER = "autotune report"
 """Stands in every file that this package writes, so that it overwrites only its own."""

@@ -19,7 +19,9 @@ from autotune.core.outcome import (
     Diverged,
     Outcome,
     OutOfMemory,
+    Paused,
     Refused,
+    Rung,
     Stopped,
     TimedOut,
 )
@@ -97,6 +99,8 @@ class Lines(Progress):
         match outcome:
             case Completed():
                 return self._completed(record, outcome, joined=joined)
+            case Paused(rung=rung):
+                return self._paused(outcome, rung)
             case OutOfMemory(phase=phase, step=step, needed_bytes=needed):
                 need = f" needed={gib(needed)}GiB" if needed else ""
                 return f"phase={phase} step={step}{need} limit={gib(record.limit_bytes)}GiB"
@@ -111,6 +115,14 @@ class Lines(Progress):
             case Crashed(signal=signal, error=error, exit_code=code):
                 cause = error.partition("\n")[0] or f"exit code {code}"
                 return f"signal={signal}" if signal else f"error={cause!r}"
+
+    def _paused(self, outcome: Paused, rung: Rung) -> str:
+        assert self.view is not None
+        metric = self.view.metric
+        score = rung.scores.get(metric.name)
+        value = f"{score.value:.{metric.digits}f}" if score else "–"
+        peak = gib(outcome.measurement.peak_bytes)
+        return f"at={rung.label} {metric.name}={value} peak={peak}GiB"
 
     def _completed(self, record: TrialRecord, outcome: Completed, *, joined: bool) -> str:
         assert self.view is not None

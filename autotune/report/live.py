@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.core.observer import RunView
-from autotune.core.outcome import Completed, OutOfMemory, Refused
+from autotune.core.outcome import Completed, OutOfMemory, Paused, Refused
 from autotune.core.record import TrialRecord
 from autotune.core.units import format_duration, format_gib, gib
 from autotune.report.progress import Progress, RunningTrial
@@ -104,6 +104,10 @@ class LiveDisplay(Progress):
                 over = "" if record.feasible else ", over the budget"
                 score = score_text(record.score(metric), metric)
                 return f"{record.number}  {metric.name} {score}, {peak} GiB{front}{over}: {label}"
+            case Paused(rung=rung):
+                score = score_text(rung.scores.get(self.view.metric.name), self.view.metric)
+                peak = gib(outcome.measurement.peak_bytes)
+                return f"{record.number}  {outcome.summary}, {score}, {peak} GiB: {label}"
             case Refused(needed_bytes=needed):
                 return f"{record.number}  refused, {format_gib(needed)} rehearsed: {label}"
             case OutOfMemory(needed_bytes=needed) if needed:
@@ -112,7 +116,7 @@ class LiveDisplay(Progress):
 
     def _progress_line(self, view: RunView) -> Table:
         done, total = self.trained, view.spec.trials
-        words = f"{done} of {total} finished   {format_duration(self.elapsed)} elapsed"
+        words = f"{done:g} of {total} finished   {format_duration(self.elapsed)} elapsed"
         left = self.left()
         line = Table.grid(padding=(0, 2, 0, 0))
         line.add_row(

@@ -80,7 +80,15 @@ class Progress(Silent):
     ) -> None:
         """Move a trial from the running to the ended ones, and take over the front."""
         self.running = {n: t for n, t in self.running.items() if n != record.number}
-        self.ended_trials = (*self.ended_trials, record)
+        others = (ended for ended in self.ended_trials if ended.number != record.number)
+        self.ended_trials = (*others, record)  # one that had paused ends again
+        self.front = tuple(front)
+
+    def trial_repeated(self, record: TrialRecord, front: Sequence[TrialRecord]) -> None:
+        """Take over the trial with its further seed, and the front by means."""
+        self.ended_trials = tuple(
+            record if ended.number == record.number else ended for ended in self.ended_trials
+        )
         self.front = tuple(front)
 
     @property
@@ -89,9 +97,9 @@ class Progress(Silent):
         return self.view.clock() - self.began if self.view else 0.0
 
     @property
-    def trained(self) -> int:
-        """Number of trials that ended; those that were refused never started."""
-        return sum(not record.refused for record in self.ended_trials)
+    def trained(self) -> float:
+        """Whole trainings that trials have come to; those that were refused never started."""
+        return round(sum(record.trained for record in self.ended_trials), 1)
 
     def counts(self) -> dict[str, int]:
         """Return how many trials ended how, by the tag of their outcome."""
@@ -105,10 +113,10 @@ class Progress(Silent):
         """Say how long it will take at the pace so far; empty where that cannot be told."""
         if self.view is None:
             return ""
-        before = sum(not record.refused for record in self.view.earlier)
+        before = sum(record.trained for record in self.view.earlier)
         done = self.trained - before
         remaining = self.view.spec.trials - self.trained
-        if not any(isinstance(r.outcome, Completed) for r in self.ended_trials) or done == 0:
+        if not any(isinstance(r.outcome, Completed) for r in self.ended_trials) or done <= 0:
             return ""
         seconds = self.elapsed / done * remaining
         limit = self.view.spec.time_limit

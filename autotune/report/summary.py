@@ -22,6 +22,7 @@ from autotune.report.cards.findings import Findings
 from autotune.report.cards.next_gb import next_gb_sentence
 from autotune.report.effects import Effect
 from autotune.report.failures import failed
+from autotune.report.predicted import predicted_parts
 from autotune.report.text import (
     ROWS,
     WIDE,
@@ -31,11 +32,13 @@ from autotune.report.text import (
     signed,
     trials_table,
 )
+from autotune.search.seeds import repeats_sentence
 from autotune.storage.run import Run
 
 STATES: Mapping[str, str] = {
     "completed": "completed",
     "out-of-memory": "out of memory",
+    "paused": "paused on the way",
     "refused": "refused before they started",
     "stopped": "stopped early",
     "diverged": "diverged",
@@ -73,6 +76,9 @@ def summary(run: Run, knobs: Sequence[Knob], *, width: int, options: str = "") -
         parts.append(front_table(run, front[:ROWS], knobs, width=width))
         if len(front) > ROWS:
             parts.append(Text(f"… {len(front) - ROWS} more: autotune front {run.name}{options}"))
+        if repeats := repeats_sentence(run.records, run.metric, knobs):
+            parts += [Text(), Text(repeats)]
+        parts += predicted_parts(run, knobs)
     parts += [Text(), next_steps(run, options)]
     return Group(*parts)
 

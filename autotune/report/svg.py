@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autotune.report.cards.tradeoff import Mark, TradeOff
-from autotune.report.figures import GREY, RED, score_range
+from autotune.report.drawing import GREY, RED
+from autotune.report.figures import score_range
 from autotune.report.html import MARKER, fill_template
 
 WIDTH, HEIGHT = 860, 480

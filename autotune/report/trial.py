@@ -33,7 +33,10 @@ from autotune.report.text import (
     make_table,
     memory_text,
     rate_text,
+    score_text,
 )
+from autotune.report.why import estimate_command
+from autotune.storage.places import snapshot_path
 from autotune.storage.run import Run
 
 LOG_LINES = 10
@@ -55,7 +58,11 @@ def trial_screen(
     parts: list[RenderableType] = [Text(title, style="bold"), Text(_end_sentence(run, record))]
     parts += _section("Differs from the baseline", _differences(record, knobs))
     if isinstance(record.outcome, Completed):
-        parts += _section("Scores", _scores(run, record.outcome))
+        parts += _section("Scores", _scores(run, record))
+    if record.repeats:
+        parts += _section("By seed; scores above are their mean", _seeds(run, record))
+    if record.rungs:
+        parts += _section("Where it paused", _rungs(run, record))
     if record.outcome is not None:
         measured = record.outcome.measurement
         if measured.peaks:
@@ -65,6 +72,9 @@ def trial_screen(
         if measured.steps:
             parts += [Text(), Text(_speed(measured))]
     parts += _ending(record)
+    snapshot = snapshot_path(run.folder, record.number)
+    if snapshot.is_file():
+        parts += [Text(), Text(snapshot_sentence(snapshot))]
     log = run.log(record.number)
     tail = log_tail(log)
     if tail:
@@ -87,6 +97,11 @@ def causes_screen(causes: Sequence[Cause], run: Run, *, options: str = "") -> Re
         parts += [Padding(Text("\n".join([*lines, cause.help])), (0, 0, 1, 3), expand=False)]
     rows = [(f"autotune report {run.name}{options}", "the full story as one HTML file")]
     return Group(*parts, Listing("Next", rows))
+
+
+def snapshot_sentence(path: Path) -> str:
+    """Say where torch's own snapshot of a trial's memory lies, and what reads it."""
+    return f"torch's own snapshot of one step: {path}; drop it on https://pytorch.org/memory_viz"
 
 
 def log_tail(path: Path, lines: int = LOG_LINES) -> list[str]:
@@ -121,10 +136,47 @@ def _differences(record: TrialRecord, knobs: Sequence[Knob]) -> RenderableType:
     return make_table((Column("knob"), Column("here"), Column("baseline")), rows)
 
 
-def _scores(run: Run, outcome: Completed) -> RenderableType:
+def _rungs(run: Run, record: TrialRecord) -> RenderableType:
+    metric = run.metric
+    rows = [
+        (
+            rung.label,
+            f"{rung.step} of {rung.steps}",
+            score_text(rung.scores.get(metric.name), metric),
+            format_duration(rung.seconds),
+        )
+        for rung in record.rungs
+    ]
+    columns = (
+        Column("of the training"),
+        Column("step", "right"),
+        Column(metric.name, "right"),
+        Column("after", "right"),
+    )
+    return make_table(columns, rows)
+
+
+def _seeds(run: Run, record: TrialRecord) -> RenderableType:
+    metric, first = run.metric, run.spec.facts.workload.seed
+    ends = [(first, record.outcome, record.first_score(metric))]
+    ends += [(again.seed, again.outcome, again.score(metric)) for again in record.repeats]
+    rows = [
+        (
+            str(seed),
+            score_text(score, metric),
+            memory_text(outcome.measurement.peak_bytes if outcome else 0),
+            outcome.summary if outcome else "",
+        )
+        for seed, outcome, score in ends
+    ]
+    columns = (Column("seed", "right"), Column(metric.name, "right"))
+    return make_table((*columns, Column("peak GiB", "right"), Column("ended", folds=True)), rows)
+
+
+def _scores(run: Run, record: TrialRecord) -> RenderableType:
     digits = {metric.name: metric.digits for metric in run.spec.facts.metrics}
     rows = []
-    for name, score in outcome.scores.items():
+    for name, score in record.scores.items():
         shown = digits.get(name, 3)
         error = "–" if score.stderr is None else f"±{error_text(score.stderr, shown)}"
         rows.append((name, f"{score.value:.{shown}f}", error, str(score.n or "–")))
@@ -190,6 +242,8 @@ def _next(run: Run, record: TrialRecord, options: str) -> Listing:
     if isinstance(record.outcome, Completed) and record.config:
         why = f"autotune show {run.name}/{record.number} --why{options}"
         rows.append((why, "which knob saves how much"))
+    if isinstance(record.outcome, Refused):
+        rows.append((estimate_command(run, record), "where its memory would go"))
     rows.append((f"autotune front {run.name}{options}", "the trade-off it is part of"))
     rows.append((f'autotune query --run {run.name}{options} "{sql}"', "its peaks"))
     return Listing("Next", rows)

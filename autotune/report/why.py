@@ -1,21 +1,24 @@
 """Why a trial needs less memory than the baseline: each knob's share, from trials that were run.
 
 The best evidence is a trial that is the same but for one knob: what it needs more is what the knob
-saves here. The next best are matched pairs elsewhere in the run that took the same step. A knob
-without either is left open, and so is what they do together: shares need not add up to the whole.
+saves here. The next best are matched pairs elsewhere in the run that took the same step. Without
+either, the trial is rehearsed with that knob put back, where that can be done. What knobs do
+together is left open: shares need not add up to the whole.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from autotune.core.config import Config
 from autotune.core.domains import Value
+from autotune.core.errors import AutotuneError
 from autotune.core.knob import Knob, Numerics
 from autotune.core.outcome import Completed, OutOfMemory, Refused
 from autotune.core.record import Origin, TrialRecord
@@ -23,6 +26,14 @@ from autotune.core.units import GIB, format_gib
 from autotune.report.effects import differing, knob_effects
 from autotune.report.text import Column, Listing, make_table, signed
 from autotune.storage.run import Run
+
+_REHEARSED = (
+    "Rehearsed is this trial with that knob put back to the baseline's value: counted without "
+    "training."
+)
+
+Counted = Callable[[Config], int]
+"""Returns the peak bytes of a configuration without training it; raises `AutotuneError` if not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,8 @@ class Share:
         neighbour: The trial that is the same but for this knob; None if there is none.
         pairs: Matched pairs elsewhere, used if there is no neighbour.
         at_least: Whether the saving is a lower bound, as the neighbour ran out of memory.
+        rehearsed: Whether the saving was counted without any training.
+        reason: Why that cannot be done, as a sentence; empty unless it was tried.
     """
 
     knob: str
@@ -50,6 +63,8 @@ class Share:
     neighbour: int | None = None
     pairs: int = 0
     at_least: bool = False
+    rehearsed: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +123,39 @@ def explain(run: Run, record: TrialRecord, knobs: Sequence[Knob]) -> Why:
         baseline=baseline.number if baseline else None,
         baseline_bytes=needed,
         bound=bound,
-        shares=tuple(sorted(shares, key=lambda s: -(s.saved_bytes or -math.inf))),
+        shares=tuple(sorted(shares, key=_by_saving)),
     )
+
+
+def rehearsed(why: Why, config: Config, knobs: Sequence[Knob], counted: Counted) -> Why:
+    """Return the shares with those that no trials tell rehearsed.
+
+    Args:
+        why: The shares.
+        config: Of the trial.
+        knobs: Every knob.
+        counted: Counts the peak of a configuration without training it.
+    """
+    if all(share.saved_bytes is not None for share in why.shares):
+        return why
+    try:
+        here = counted(config)
+    except AutotuneError as error:
+        unable = f"the trial cannot be rehearsed: {error.message}"
+        shares = [s if s.saved_bytes is not None else replace(s, reason=unable) for s in why.shares]
+        return replace(why, shares=tuple(shares))
+    shares = []
+    for share in why.shares:
+        if share.saved_bytes is None:
+            back = Config({**config, share.knob: share.before}, knobs)
+            try:
+                saved = counted(back) - here
+                share = replace(share, saved_bytes=saved, rehearsed=True)  # noqa: PLW2901
+            except AutotuneError as error:
+                unable = f"{share.knob} cannot be put back alone: {error.message}"
+                share = replace(share, reason=unable)  # noqa: PLW2901
+        shares.append(share)
+    return replace(why, shares=tuple(sorted(shares, key=_by_saving)))
 
 
 def why_screen(
@@ -137,23 +183,33 @@ def why_screen(
         parts += [Text(_rest(rest, missing))]
     elif missing:
         parts += [Text(), Text(_none(missing))]
+    parts += [Text(reason) for reason in _reasons(missing)]
     rows = []
     if missing:
         rows.append(
-            (without(run, record, missing[0].knob), f"predict it without {missing[0].knob}")
+            (
+                estimate_command(run, record, without=missing[0].knob),
+                f"predict it without {missing[0].knob}",
+            )
         )
     rows.append((f"autotune show {run.name}/{why.number}{options}", "the trial in full"))
     return [*parts, Text(), Listing("Next", rows)]
 
 
-def without(run: Run, record: TrialRecord, knob: str) -> str:
-    """Return the command that predicts a trial's memory with one knob left neutral."""
+def estimate_command(run: Run, record: TrialRecord, *, without: str = "") -> str:
+    """Return the command that predicts and itemises a trial's memory.
+
+    Args:
+        run: Its run.
+        record: The trial.
+        without: A knob that is left neutral.
+    """
     workload = run.spec.facts.workload
     words = ["autotune", "estimate", "--objective", workload.objective]
     words += ["--model", shlex.quote(workload.model)] if workload.model else []
     words += ["--data", shlex.quote(workload.data)] if workload.data else []
     for name, value in record.config.items():
-        words += ["--set", shlex.quote(f"{name}={value}")] if name != knob else []
+        words += ["--set", shlex.quote(f"{name}={value}")] if name != without else []
     return " ".join(words)
 
 
@@ -255,7 +311,9 @@ def _row(run: Run, why: Why, share: Share) -> tuple[str, ...]:
     saved = share.saved_bytes / GIB
     shown = f"{'≥ ' if share.at_least else ''}{signed(saved, 3 if abs(saved) < 1 else 2)}"
     source = f"trial {share.neighbour}"
-    if share.neighbour is None:
+    if share.rehearsed:
+        source = "rehearsed"
+    elif share.neighbour is None:
         source = f"{share.pairs} pair{'s' * (share.pairs > 1)}"
     of_all = "–" if part is None else f"{signed(100 * part, 0)}%".removeprefix("+")
     return (step, shown, of_all, score, source)
@@ -263,10 +321,22 @@ def _row(run: Run, why: Why, share: Share) -> tuple[str, ...]:
 
 def _sources(known: Sequence[Share]) -> str:
     near = any(share.neighbour is not None for share in known)
-    far = any(share.neighbour is None for share in known)
+    far = any(share.pairs for share in known)
+    counted = any(share.rehearsed for share in known)
     texts = ["A trial named here is the same but for that knob."] if near else []
     texts += ["Pairs are trials elsewhere that took the same step."] if far else []
+    texts += [_REHEARSED] if counted else []
     return " ".join(texts)
+
+
+def _by_saving(share: Share) -> float:
+    return math.inf if share.saved_bytes is None else -share.saved_bytes
+
+
+def _reasons(missing: Sequence[Share]) -> list[str]:
+    """Say why what is missing was not rehearsed either, each reason once."""
+    reasons = dict.fromkeys(share.reason for share in missing if share.reason)
+    return [f"{reason[0].upper()}{reason[1:].rstrip('.')}." for reason in reasons]
 
 
 def _rest(rest: float, missing: Sequence[Share]) -> str:
@@ -298,6 +368,8 @@ def why_values(why: Why) -> list[Mapping[str, object]]:
             "neighbour": share.neighbour,
             "pairs": share.pairs,
             "at_least": share.at_least,
+            "rehearsed": share.rehearsed,
+            "reason": share.reason or None,
         }
         for share in why.shares
     ]

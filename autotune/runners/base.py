@@ -10,9 +10,12 @@ A runner knows nothing of searching. Obligations of every runner, tested in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from autotune.core.context import Device
+from autotune.core.domains import Value
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.trial.spec import Event, TrialSpec
 
@@ -20,8 +23,9 @@ from autotune.trial.spec import Event, TrialSpec
 class Runner(Protocol):
     """Runs trials somewhere."""
 
-    slots: int
-    """Most trials at a time."""
+    @property
+    def slots(self) -> int:
+        """Most trials at a time."""
 
     trains: bool
     """Whether trials really run, so that rehearsing them first can save something."""
@@ -47,3 +51,27 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """End every trial and free everything. May be called twice."""
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """What a runner says whose trials do not run on the driver's machine."""
+
+    name: str
+    """What `RunSpec.runner` calls it."""
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The device of each slot, the one with the least memory first."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads for each trial."""
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """What a runner says that trains nothing, but gives what was recorded."""
+
+    def knows_seed(self, config: Mapping[str, Value], seed: int) -> bool:
+        """Whether it was recorded how a configuration ends with a seed."""

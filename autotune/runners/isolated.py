@@ -46,7 +46,7 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # threads of the tokenizer do not survive a fork
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores from trials beside them
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "KINETO_LOG_LEVEL": "5",  # or the profiler writes a line into the log for each session
+    "KINETO_LOG_LEVEL": "6",  # or the profiler writes two lines into the log for each session
 }
 
 

@@ -2,7 +2,8 @@
 
 A trial ends as its configuration ended in the recording, after as many simulated seconds as it
 took then; nothing is trained and nobody waits. A configuration that was not recorded ends as the
-nearest one did, by Hamming distance over knob values, and its events say which that was.
+nearest one did, by Hamming distance over knob values, and its events say which that was. A repeat
+with another seed ends as that seed was recorded, and if it was not, as the first one.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ class ReplayRunner:
         self._due: list[tuple[float, int, Event]] = []
         self._running: dict[int, _Running] = {}
         self._waiting: deque[TrialSpec] = deque()
+
+    def knows_seed(self, config: Mapping[str, Value], seed: int) -> bool:
+        """Whether a repeat with that seed was recorded, of the configuration or the nearest one."""
+        record, _ = self._nearest(config)
+        return any(again.seed == seed for again in record.repeats)
 
     def describe(self, workload: Workload, cache: Path) -> WorkloadFacts:
         """Return what the recorded run's objective found, whatever is asked for."""
@@ -143,7 +149,9 @@ def _distance(a: Mapping[str, Value], b: Mapping[str, Value]) -> int:
 
 def _outcome(record: TrialRecord, spec: TrialSpec) -> Outcome:
     """Return how the trial ends: as recorded, but a probe ends early and without scores."""
-    outcome = record.outcome
+    seed = spec.facts.workload.seed
+    further = (again.outcome for again in record.repeats if again.seed == seed)
+    outcome = next(further, record.outcome)
     if outcome is None:
         raise ValueError(f"trial {record.number} of the recording has no outcome")
     if not spec.probe or not isinstance(outcome, Completed):

@@ -40,7 +40,7 @@ class Legality:
         if known is None:
             if len(self._known) >= _MOST_REMEMBERED:
                 self._known.clear()
-            known = self._space.legal(self._features.config(row), self._context)
+            known = self._space.compatible(self._features.config(row), self._context)
             self._known[key] = known
         return known
 

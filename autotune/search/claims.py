@@ -14,6 +14,7 @@ import numpy as np
 
 from autotune.core.config import Config
 from autotune.core.context import Context
+from autotune.core.outcome import PeakKind, Phase
 from autotune.core.pareto import front_indices
 from autotune.core.record import TrialRecord
 from autotune.core.space import Space
@@ -21,6 +22,13 @@ from autotune.core.workload import Metric
 from autotune.search.features import Features, rows
 from autotune.search.findings import exact_knobs_matter, finding_of
 from autotune.search.memory_model import MemoryModel
+
+_STEPS_ALONE = frozenset(
+    {"accumulation", "checkpointing", "optimizer.kernel", "recompute.norms", "zero_grad"}
+)
+
+LEFT_ALONE = {Phase.LOAD: _STEPS_ALONE | {"loss_chunks"}, Phase.EVALUATE: _STEPS_ALONE}
+"""Exact knobs that make training steps lean, and leave what a phase needs as it is."""
 
 MOST_SETTINGS = 64
 """Settings of the exact knobs that are considered for each accuracy."""
@@ -87,17 +95,30 @@ def claims(
     for index in np.flatnonzero(mean <= np.log(memory.peak_limit)):
         record, found = trained[int(index) // len(settings)]
         config = features.config(whole[index])
+        expected = max(float(np.exp(mean[index])), _least(record, config))
         if config not in tried and space.legal(config, context):
             possible.append(
                 Claim(
                     config=config,
                     trained=record.number,
                     loss=found.loss,
-                    peak_bytes=float(np.exp(mean[index])),
+                    peak_bytes=expected,
                     spread=float(spread[index]),
                 )
             )
     return _joining(possible, [record.point(metric) for record, _ in trained])
+
+
+def _least(record: TrialRecord, config: Config) -> float:
+    """Return what a trial measured beside its steps that another setting leaves alone, in bytes."""
+    if record.outcome is None:
+        return 0.0
+    changed = {n for n in {*record.config, *config} if record.config.get(n) != config.get(n)}
+    measured = record.outcome.measurement
+    kind = PeakKind.RESERVED if measured.peak(PeakKind.RESERVED) else PeakKind.ALLOCATED
+    same = [phase for phase, knobs in LEFT_ALONE.items() if changed <= knobs]
+    counted = [phase for phase in same if measured.counted in ("", phase)]
+    return float(max((measured.peak(kind, phase) for phase in counted), default=0))
 
 
 def _joining(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.core.outcome import Completed, OutOfMemory, Refused
+from autotune.core.outcome import Completed, OutOfMemory, Paused, Refused
 from autotune.core.record import TrialRecord
 from autotune.core.workload import Metric
 from autotune.search.features import Columns, Features
@@ -28,6 +29,7 @@ class Finding:
         peak_bytes: Measured; 0 if it did not complete.
         footprint_bytes: The same for the footprint.
         seconds: Of a step; 0 if unknown.
+        took: Seconds of the whole trial; 0 if unknown.
         parameters: Number of parameters that were left; 0 if unknown.
         rehearsed_bytes: Counted by its rehearsal; 0 if unknown.
         over: How many times its limit it needed, for a trial that was out of memory or refused;
@@ -40,6 +42,7 @@ class Finding:
     peak_bytes: float = 0.0
     footprint_bytes: float = 0.0
     seconds: float = 0.0
+    took: float = 0.0
     parameters: float = 0.0
     rehearsed_bytes: float = 0.0
     over: float = 0.0
@@ -76,18 +79,49 @@ def finding_of(
         over = max(1.01, outcome.needed_bytes / (record.limit_bytes or limit_bytes))
         bound = isinstance(outcome, OutOfMemory)
         return Finding(codes=codes, rehearsed_bytes=rehearsed, over=over, bound=bound)
-    if not isinstance(outcome, Completed):
+    if not isinstance(outcome, Completed | Paused):
         return Finding(codes=codes, rehearsed_bytes=rehearsed)
-    score = record.score(metric)
+    score = record.score(metric)  # one that paused has none; its memory is known
     return Finding(
         codes=codes,
         loss=math.nan if score is None else metric.loss(score.value),
         peak_bytes=float(outcome.measurement.peak_bytes),
         footprint_bytes=float(outcome.measurement.footprint_bytes),
         seconds=outcome.measurement.step_seconds,
+        took=outcome.seconds,
         parameters=float(outcome.measurement.parameters),
         rehearsed_bytes=rehearsed,
     )
+
+
+class Told:
+    """What was told so far, in the order of the trials' numbers, whatever order it came in.
+
+    Attributes:
+        all: Every finding.
+        trained: Those that say something about accuracy.
+    """
+
+    def __init__(self) -> None:
+        self.all: list[Finding] = []
+        self.trained: list[Finding] = []
+        self._numbers: list[int] = []
+        self._trained_numbers: list[int] = []
+
+    def add(self, number: int, found: Finding | None) -> None:
+        """Learn what a trial taught, in place of what it had before; None teaches nothing."""
+        _put(self._numbers, self.all, number, found)
+        scored = found if found is not None and found.scored else None
+        _put(self._trained_numbers, self.trained, number, scored)
+
+
+def _put(numbers: list[int], findings: list[Finding], number: int, found: Finding | None) -> None:
+    at = bisect_left(numbers, number)
+    if at < len(numbers) and numbers[at] == number:
+        del numbers[at], findings[at]
+    if found is not None:
+        numbers.insert(at, number)
+        findings.insert(at, found)
 
 
 def exact_knobs_matter(trained: Sequence[Finding], lossy: Columns) -> bool:

@@ -10,7 +10,8 @@ expected growth of the hypervolume under these two facts:
 3. for some hundred settings of the lossy knobs, the growth that each promises is summed over cells
    of memory inside the budget, in closed form (`improvement.py`); the best are improved by changes
    of a knob or two, and rehearsed where the driver can;
-4. the exact knobs are then calculated: with two objectives, the leanest setting.
+4. the exact knobs are then calculated: with two objectives, the leanest setting; or the fastest
+   that fits, where time is short, and what is lean is verified later (`verifying.py`).
 
 Trials that run count as if they had ended as expected. A proposal is a function of the seed, the
 number of the trial and what was told, so that a resumed run goes on as if it had not stopped.
@@ -24,7 +25,8 @@ References:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +38,19 @@ from autotune.core.space import Space
 from autotune.core.workload import Metric
 from autotune.search.asking import Asking
 from autotune.search.candidates import Legality, spread_out
+from autotune.search.deadline import Deadline
 from autotune.search.features import Features, rows
-from autotune.search.findings import Finding, exact_knobs_matter, finding_of, thinned
+from autotune.search.findings import Finding, Told, exact_knobs_matter, finding_of, thinned
+from autotune.search.hunt import Hunt
+from autotune.search.learner import Learner
 from autotune.search.memory_model import MemoryModel
-from autotune.search.scene import Menu, Rated, Scene
-from autotune.search.surrogate import Learner
+from autotune.search.pace import Pace
+from autotune.search.rehearsals import Rehearsals
+from autotune.search.scene import Menu, Scene
+from autotune.search.verifying import most_valuable, planned
+from autotune.search.warm_start import Earlier
 
 Array = NDArray[np.float64]
-Rehearse = Callable[[Config], int | None]
 
 INITIAL = 10
 """Trials that are spread over memory before a model is believed."""
@@ -54,15 +61,18 @@ MOST_SETTINGS = 48
 MOST_LOSSY = 40
 """Lossy knobs beyond which a Gaussian process of a few dozen trainings says nothing."""
 
-FINALISTS = 8
-ROUNDS = 3
-_DRAWS, _FEW_DRAWS = 400, 96
-_MANY = 300
-_CHECKS = 80
-"""Candidates whose legality is judged in one round, at most."""
+SEEDS = 64
+"""Configurations of an earlier run that are candidates as they are, the best ones."""
+
+_KNOWN, _OTHER_MEMORY = 2, 6
+"""Trials that are spread over memory after a warm start: none beyond the opening if memory is known
+from the same device, else as many as show what decides it here."""
+
+_MOST_TAKEN_OVER = 100
+"""Trials of an earlier run whose memory or time is learned from, at most."""
 
 _OPTIONS = 4
-"""Settings of the exact knobs that are tried for one candidate until a legal one is found."""
+"""Settings of the exact knobs that are tried for one of the first configurations."""
 
 _JUDGED = 500
 """Trials from which it is judged whether exact knobs are exact, at most."""
@@ -70,11 +80,16 @@ _JUDGED = 500
 _SAMPLE = 24
 """Configurations by which it is judged which settings of the exact knobs are lean."""
 
-_WORTH = 0.002
-"""Share of the hypervolume that a claim must add for it to be verified by a trial."""
-
 _RESERVED = 0.1
 """Share of the trials at the end that verify claims, as long as there are any."""
+
+_EARLY = 0.15
+"""Share of the time that is left that an early verification may take."""
+
+_HURRIED = (
+    "time is limited: trials train with the settings of {} that are the fastest within the budget; "
+    "lean ones have the same accuracy, and those worth it are run at the end"
+)
 
 
 class FrontierProposer(Asking):
@@ -87,9 +102,10 @@ class FrontierProposer(Asking):
         seed: Of the run.
         limit_bytes: What a trial's footprint may reach.
         timed: Whether the time of a step is to be minimised too.
-        trials: How many trials the run will have, 0 if that is open. The last ones verify claims.
-        rehearse: Returns the peak bytes of a configuration without training it, None if it cannot.
-        rehearsals: Configurations that are rehearsed before the first proposal.
+        deadline: What the run may spend. The last trials verify claims.
+        rehearsals: Count the peaks of configurations without training them.
+        rehearsed: Configurations that are rehearsed for the memory model, at most.
+        earlier: A run that is learned from first.
 
     Attributes:
         note: What the search had to give up, as a sentence; empty if nothing.
@@ -104,26 +120,30 @@ class FrontierProposer(Asking):
         seed: int = 0,
         limit_bytes: int,
         timed: bool = False,
-        trials: int = 0,
-        rehearse: Rehearse | None = None,
-        rehearsals: int = 48,
+        deadline: Deadline | None = None,
+        rehearsals: Rehearsals | None = None,
+        rehearsed: int = 48,
+        earlier: Earlier | None = None,
     ) -> None:
         super().__init__(space, context, seed)
         self._metric = metric
         self._limit_bytes = limit_bytes
         self._timed = timed
-        self._trials = trials
-        self._rehearse = rehearse
-        self._rehearsals = rehearsals if rehearse else 0
+        self._deadline = deadline or Deadline()
+        self._rehearsals = rehearsals or Rehearsals()
+        self._most_rehearsed = rehearsed
         self._features = Features(space)
         self._legal = Legality(self._features, space, context)
         self._memory = MemoryModel(self._features, limit_bytes, timed=timed)
+        self._pace = Pace(self._features)
         self._learners: dict[bytes, Learner] = {}
-        self._told: dict[int, Finding | None] = {}
-        self._counted: dict[Config, int | None] = {}
+        self._told = Told()
         self._pool: Array | None = None
-        self._rehearsed: list[tuple[Array, int]] = []
+        self._earlier = earlier
+        self._before = () if earlier is None else self._findings_of(earlier)
+        self._order: NDArray[np.intp] = np.empty(0, dtype=np.intp)
         self._remaining: float | None = None
+        self._scene: Scene | None = None
         rng = self._rng("menu")
         settings = self._features.menu(self._features.exact, MOST_SETTINGS, rng)
         self._menu = Menu(lossy=self._features.lossy, exact=self._features.exact, settings=settings)
@@ -140,17 +160,16 @@ class FrontierProposer(Asking):
         if not self._features.columns:
             yield self._space.baseline()
             return
-        findings = [f for n in sorted(self._told) if (f := self._told[n]) is not None]
-        trained = [found for found in findings if found.scored]
+        findings, trained = self._told.all, self._told.trained
         pending = self._pending()
-        self._prepare()
-        self._memory.learn(thinned(findings), self._rehearsed)
-        self._remaining = None
+        pace = self._prepare(findings, pending)
         rng = self._rng(str(number))
-        if len(trained) + len(pending) < self._initial or not trained:
-            yield from map(self._features.config, self._spread(trained, pending))
+        initial = self._deadline.initial(self._most_initial, self._pace.typical)
+        if self._seen(trained, pending) < initial or not trained:
+            spread = self._spread(trained, pending, initial, pace)
+            yield from map(self._features.config, spread)
             return
-        menu = self._menu_for(trained)
+        menu = self._menu_for(trained, pace)
         scene = Scene(
             features=self._features,
             legal=self._legal,
@@ -160,48 +179,105 @@ class FrontierProposer(Asking):
             trained=trained,
             pending=pending,
             timed=self._timed,
+            earlier=self._before,
+            pace=pace,
         )
-        if self._verifies(len(trained)):
-            yield from self._claims(scene)
-        yield from map(self._features.config, self._best(rng, scene, menu, len(trained)))
+        self._scene = scene
+        for row in self._verifications(scene, trained, pending, initial):
+            if self._legal(row):
+                yield self._features.config(row)
+        hunt = Hunt(
+            features=self._features,
+            legal=self._legal,
+            memory=self._memory,
+            rehearsals=self._rehearsals,
+            menu=menu,
+            pool=self._pool_rows(),
+            known=self._known.__contains__,
+            seeds=rows([found.codes for found in self._before[:SEEDS]], pending.shape[1]),
+            settings=self._menu.settings,
+        )
+        best = hunt.best(rng, scene, len(trained))
+        self._remaining = max(0.0, best[0].promise if best else 0.0) / max(scene.volume, 1e-12)
+        for candidate in best:
+            yield self._features.config(candidate.row)
+        # Where nothing that promises something fits, any that fits teaches more than one that is
+        # refused.
+        yield from map(self._features.config, self._spread(trained, pending, initial, pace))
+
+    def _seen(self, trained: Sequence[Finding], pending: Array) -> int:
+        """Return of how many trials something is known, or will be soon."""
+        return len(trained) + len(pending)
 
     def _learn(self, record: TrialRecord) -> None:
-        self._told[record.number] = finding_of(
-            record, self._features, self._metric, self._limit_bytes
-        )
+        found = finding_of(record, self._features, self._metric, self._limit_bytes)
+        self._told.add(record.number, found)
+        if record.outcome is not None and not record.refused:
+            self._deadline.told(record.number, record.outcome.seconds, record.started)
+
+    def _prepare(self, findings: Sequence[Finding], pending: Array) -> Pace | None:
+        """Learn what memory and time trials take.
+
+        Returns:
+            The pace, if time is so short that it decides how candidates are trained.
+        """
+        self._remaining = None
+        if self._pool is None:
+            self._pool = self._legal.pool(self._rng("pool"))
+            self._order = self._rng("rehearsals").permutation(len(self._pool))
+        told = thinned(findings)
+        of_memory, of_time = self._taken_over()
+        self._pace.learn([*of_time, *told])
+        self._rehearsals.begin(self._pace.typical)
+        affordable = self._rehearsals.affordable(self._deadline.spent_seconds)
+        most = min(self._most_rehearsed, affordable)
+        counts = [(row, self._count(row)) for row in self._pool[self._order[:most]]]
+        rehearsed = [(row, counted) for row, counted in counts if counted]
+        self._memory.learn([*of_memory, *told], rehearsed)
+        if self._timed or not self._deadline.timed or not len(self._features.exact):
+            return None
+        running = float(self._pace.seconds(pending).sum()) if self._pace.typical else 0.0
+        return self._pace if self._deadline.allows_two(self._pace.typical, running) else None
 
     @property
-    def _initial(self) -> int:
-        return min(INITIAL, max(4, self._trials // 3)) if self._trials else INITIAL
+    def _most_initial(self) -> int:
+        """How many trials are spread over memory, if there is no end of trials and time."""
+        if self._earlier is None:
+            return INITIAL
+        return max(_KNOWN if self._earlier.memory else _OTHER_MEMORY, INITIAL - len(self._before))
 
-    def _prepare(self) -> None:
-        """Find legal configurations to start from, and rehearse some: once, from the seed alone."""
-        if self._pool is not None:
-            return
-        self._pool = self._legal.pool(self._rng("pool"))
-        chosen = self._rng("rehearsals").permutation(len(self._pool))[: self._rehearsals]
-        for row in self._pool[chosen]:
-            counted = self._count(row)
-            if counted:
-                self._rehearsed.append((row, counted))
+    def _findings_of(self, earlier: Earlier) -> tuple[Finding, ...]:
+        """Return what the trials of an earlier run taught, the best losses first."""
+        found = [
+            finding_of(record, self._features, self._metric, self._limit_bytes)
+            for record in earlier.records
+        ]
+        scored = [each for each in found if each is not None and each.scored]
+        return tuple(sorted(scored, key=lambda each: each.loss))
+
+    def _taken_over(self) -> tuple[Sequence[Finding], Sequence[Finding]]:
+        """Return of which earlier trials memory and time count as if they were this run's."""
+        if self._earlier is None:
+            return (), ()
+        some = thinned(self._before, _MOST_TAKEN_OVER)
+        return some if self._earlier.memory else (), some if self._earlier.time else ()
 
     def _count(self, row: Array) -> int | None:
-        """Return the rehearsed peak of a row; asked for once."""
-        config = self._features.config(row)
-        if config not in self._counted:
-            self._counted[config] = None if self._rehearse is None else self._rehearse(config)
-        return self._counted[config]
+        return self._rehearsals.count(self._features.config(row))
 
     def _pending(self) -> Array:
         found = [self._features.codes(self._running[n]) for n in sorted(self._running)]
         return rows([codes for codes in found if codes is not None], len(self._features.columns))
 
-    def _menu_for(self, trained: Sequence[Finding]) -> Menu:
+    def _menu_for(self, trained: Sequence[Finding], pace: Pace | None) -> Menu:
         """Return which knobs decide accuracy: the lossy ones, as long as that holds."""
         lossy = self._features.lossy
         if len(lossy) and not exact_knobs_matter(trained[:_JUDGED], lossy):
+            if pace is not None:
+                names = [self._features.columns[index].knob.name for index in self._menu.exact]
+                self.note = _HURRIED.format(", ".join(names))
             sample = self._pool_rows()[:_SAMPLE]
-            return self._menu if self._timed else self._menu.trimmed(self._memory, sample)
+            return self._menu if self._timed else self._menu.trimmed(self._memory, sample, pace)
         if len(lossy):
             self.note = (
                 "configurations that differ in exact knobs alone ended with other accuracies: "
@@ -217,15 +293,24 @@ class FrontierProposer(Asking):
             self._learners[key] = Learner(np.append(groups, len(menu.lossy)))
         return self._learners[key]
 
-    def _spread(self, trained: Sequence[Finding], pending: Array) -> Iterator[Array]:
+    def _spread(
+        self, trained: Sequence[Finding], pending: Array, initial: int, pace: Pace | None
+    ) -> Iterator[Array]:
         """Yield the next of the first configurations, each from another part of the memory range.
 
-        Their exact knobs are at the leanest setting, or at any if time has to be learned too.
+        Their exact knobs are at the leanest setting, or at the fastest if time is short, or at any
+        if time has to be learned too.
         """
         pool = self._pool_rows()
         if not len(pool):
             return
-        peaks = self._memory.peaks.mean(self._menu.expanded(pool)).reshape(len(pool), -1)
+        whole = self._menu.expanded(pool)
+        peaks = self._memory.peaks.mean(whole).reshape(len(pool), -1)
+        keys = peaks
+        if pace is not None:
+            # Beyond the limit, or where none is known to fit, it is memory that counts.
+            over = np.maximum(peaks - math.log(self._memory.peak_limit), 0.0)
+            keys = np.where(over > 0.0, 1e9 + over, pace.seconds(whole).reshape(len(pool), -1))
         tried = np.vstack([rows([f.codes for f in trained], pool.shape[1]), pending])
         which = self._features.lossy if len(self._features.lossy) else self._features.everything
         order = spread_out(
@@ -233,12 +318,12 @@ class FrontierProposer(Asking):
             np.exp(peaks.min(axis=1)),
             known=self._features.encode(tried, which),
             limit=self._memory.peak_limit,
-            parts=self._rng("parts").permutation(self._initial),
+            parts=self._rng("parts").permutation(initial),
         )
         any_setting = self._rng(f"settings {len(tried)}")
         for index in order:
             row = pool[index].copy()
-            options = np.argsort(peaks[index], kind="stable")
+            options = np.argsort(keys[index], kind="stable")
             if self._timed:
                 options = any_setting.permutation(options)
             for option in options[:_OPTIONS]:
@@ -250,110 +335,40 @@ class FrontierProposer(Asking):
 
     def _fits(self, row: Array) -> bool:
         """Whether nothing that is known of a row says that it is over the budget."""
-        counted = self._count(row)
+        counted = self._rehearsals.peak(self._features.config(row))
         return counted is None or self._memory.peak_of(counted) <= self._memory.peak_limit
 
     def _pool_rows(self) -> Array:
         return np.empty((0, len(self._features.columns))) if self._pool is None else self._pool
 
-    def _best(
-        self, rng: np.random.Generator, scene: Scene, menu: Menu, count: int
-    ) -> Iterator[Array]:
-        """Yield the candidates that promise most, best first."""
-        draws, rounds = (_DRAWS, ROUNDS) if count <= _MANY else (_FEW_DRAWS, 1)
-        codes = self._draws(rng, scene, menu, draws)
-        best: list[tuple[float, Array, float]] = []
-        for _ in range(1 + rounds):
-            best = sorted([*best, *self._legal_ones(scene, menu, codes)], key=lambda c: -c[0])
-            best = best[:FINALISTS]
-            if not best:
-                codes = self._draws(rng, scene, menu, draws)
-                continue
-            parents = np.repeat(np.stack([row for _, row, _ in best]), 10, axis=0)
-            codes = self._features.changed(rng, parents, menu.lossy, 1.5)
-        if self._rehearse is not None:
-            best = self._rehearsed_ones(scene, best)
-        promised = best[0][0] if best else 0.0
-        self._remaining = max(0.0, promised) / max(scene.volume, 1e-12)
-        for _, row, _ in best:
-            yield row
+    def _verifications(
+        self, scene: Scene, trained: Sequence[Finding], pending: Array, initial: int
+    ) -> Array:
+        """Return the claims that this trial may verify, `[n, columns]`, best first.
 
-    def _draws(self, rng: np.random.Generator, scene: Scene, menu: Menu, count: int) -> Array:
-        """Return candidates from everywhere, and changes of those on the front."""
-        pool, leaders = self._pool_rows(), scene.leaders()
-        uniform = self._features.draw(rng, count // 4)
-        parts = [uniform]
-        if len(pool):
-            some = pool[rng.integers(len(pool), size=count // 4)]
-            parts.append(self._features.changed(rng, some, menu.lossy, 2.0))
-        some = leaders[rng.integers(len(leaders), size=count // 2)]
-        parts.append(self._features.changed(rng, some, menu.lossy, 2.0))
-        return np.vstack(parts)
-
-    def _legal_ones(
-        self, scene: Scene, menu: Menu, codes: Array
-    ) -> Iterator[tuple[float, Array, float]]:
-        """Yield score, codes and peak of the best legal candidates; legality is judged last."""
-        rated = scene.rate(codes)
-        found = 0
-        for index in np.argsort(-rated.score, kind="stable")[:_CHECKS]:
-            if rated.score[index] < 0.0 or found == FINALISTS:
-                return
-            row = self._with_setting(scene, menu, rated, int(index))
-            if row is not None:
-                found += 1
-                yield row
-
-    def _with_setting(
-        self, scene: Scene, menu: Menu, rated: Rated, index: int
-    ) -> tuple[float, Array, float] | None:
-        """Return a candidate with the setting of its exact knobs that suits it best."""
-        peaks = rated.peaks[index]
-        order = scene.order(rated.codes[index], peaks)
-        row = rated.codes[index].copy()
-        for option in order[:_OPTIONS]:
-            row[menu.exact] = menu.settings[option]
-            if self._legal(row) and self._features.config(row) not in self._known:
-                return float(rated.score[index]), row, float(peaks[option])
-        return None
-
-    def _rehearsed_ones(
-        self, scene: Scene, best: list[tuple[float, Array, float]]
-    ) -> list[tuple[float, Array, float]]:
-        """Return those that fit by their rehearsals, rated anew."""
-        found = []
-        for score, row, expected in best:
-            counted = self._count(row)
-            if counted is None:
-                found.append((score, row, expected))
-                continue
-            peak = self._memory.peak_of(counted)
-            if peak <= self._memory.peak_limit:
-                known = np.array([[peak]])
-                seconds = np.exp(self._memory.seconds.mean(row[None]))[:, None]
-                gain = scene.gain(row[None], known, seconds if self._timed else None)
-                found.append((float(gain[0]), row, peak))
-        return sorted(found, key=lambda candidate: -candidate[0])
-
-    def _verifies(self, trained: int) -> bool:
-        """Whether this trial is one of those that verify claims.
-
-        Once early, which also shows whether exact knobs are exact, and at the end of the run.
+        One early, which also shows whether exact knobs are exact and what they do to memory, and
+        all that are worth it at the end of the run.
         """
-        if not self._trials or trained == self._initial:
-            return trained == self._initial
-        told = (found for found in self._told.values() if found is None or not found.refused)
-        spent = sum(1 for _ in told) + len(self._running)
-        reserved = max(1, round(_RESERVED * self._trials))
-        return self._trials <= spent + reserved
-
-    def _claims(self, scene: Scene) -> Iterator[Config]:
-        gains, codes = scene.unverified()
-        for gain, row in zip(gains, codes, strict=True):
-            if gain < _WORTH:
-                return
-            if self._legal(row):
-                yield self._features.config(row)
+        nothing, deadline = np.empty((0, pending.shape[1])), self._deadline
+        if not scene.hurried:
+            reserved = max(1, round(_RESERVED * deadline.trials))
+            last = deadline.trials_left(len(self._running)) <= reserved
+            return most_valuable(scene).rows if last or len(trained) == initial else nothing
+        plan = planned(scene, self._pace)
+        each = deadline.between_seconds
+        running = float(self._pace.seconds(pending).sum())
+        left = deadline.seconds_left(running)
+        if left <= plan.seconds + len(plan.rows) * each + self._pace.typical:
+            return plan.rows
+        if deadline.trials_left(len(self._running)) <= len(plan.rows):
+            return plan.rows
+        early = most_valuable(scene).rows[:1]
+        some = [found.codes for found in trained[:_JUDGED]]
+        codes = np.vstack([rows(some, pending.shape[1]), pending])
+        settled = len(np.unique(codes[:, self._menu.lossy], axis=0)) < len(codes)
+        if settled or not len(early) or self._pace.seconds(early)[0] > _EARLY * left:
+            return nothing
+        return early
 
     def _rng(self, purpose: str) -> np.random.Generator:
         """Return a stream of its own for a purpose or a trial."""

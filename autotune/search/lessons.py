@@ -12,11 +12,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from autotune.core.outcome import Completed, OutOfMemory, Refused, Stopped
+from autotune.core.outcome import Completed, OutOfMemory, Paused, Refused, Stopped
 from autotune.core.record import TrialRecord
 from autotune.core.units import GIB, MIB
 from autotune.core.workload import Metric
 from autotune.search.encoding import Encoding
+from autotune.search.rungs import lifts, rung_loss
 from autotune.search.samplers import Reads
 
 if TYPE_CHECKING:
@@ -38,20 +39,22 @@ class Lessons:
         self._metric = metric
         self._limit_bytes = limit_bytes
         self._reads = reads
+        self._lifts: dict[float, float] = {}
 
     def of(self, records: Iterable[TrialRecord]) -> list[FrozenTrial]:
         """Return the lessons of trials that ended, in order; some trials teach nothing."""
         if self._reads is Reads.NOTHING:
             return []
         ended = [record for record in records if record.outcome is not None]
+        self._lifts = lifts(ended, self._metric)
         losses = [point[0] for record in ended if (point := objectives(record, self._metric))]
         worst = max(losses, default=0.0)
         return [found for record in ended if (found := self._lesson(record, worst)) is not None]
 
     def _lesson(self, record: TrialRecord, worst: float) -> FrozenTrial | None:
-        values = objectives(record, self._metric)
+        values = objectives(record, self._metric) or self._expected(record)
         over = memory_violation(record, record.limit_bytes or self._limit_bytes)
-        if isinstance(record.outcome, Stopped):
+        if isinstance(record.outcome, Stopped | Paused) and values is None:
             return None  # nobody knows how it would have ended
         if values is not None:
             return self._trial(record, values, {"memory": over, "failed": 0.0})
@@ -62,6 +65,21 @@ class Lessons:
             needed = float(record.outcome.needed_bytes)
             return self._trial(record, (worst, needed), {"memory": over})
         return None
+
+    def _expected(self, record: TrialRecord) -> tuple[float, float] | None:
+        """Return loss and peak bytes that a trial which paused would have ended with.
+
+        The loss is that of its last rung, changed by what the median of those changed that went on.
+        """
+        paused = record.rungs and isinstance(record.outcome, Paused | Stopped)
+        if not paused or record.outcome is None:
+            return None
+        share = record.rungs[-1].share
+        loss = rung_loss(record, share, self._metric)
+        if loss is None or not math.isfinite(loss):
+            return None
+        peak = float(record.outcome.measurement.peak_bytes)
+        return loss + self._lifts.get(share, 0.0), peak
 
     def _trial(
         self,
@@ -102,6 +120,6 @@ def memory_violation(record: TrialRecord, limit_bytes: int) -> float:
     if isinstance(record.outcome, OutOfMemory | Refused):
         # What failed may be less than the limit: the request came on top of what else is there.
         return (max(record.outcome.needed_bytes, limit_bytes + MIB) - limit_bytes) / GIB
-    if isinstance(record.outcome, Completed):
+    if isinstance(record.outcome, Completed | Paused):
         return (record.outcome.measurement.footprint_bytes - limit_bytes) / GIB
     return 0.0

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from autotune.memory.calibrate import Calibration
 from autotune.search.features import Features, rows
 from autotune.search.findings import Finding
-from autotune.search.surrogate import Alone, Learner, Posterior, Prior, fitted, fitted_count
+from autotune.search.learner import Learner
+from autotune.search.surrogate import Alone, Posterior, Prior, fitted, fitted_count
 
 Array = NDArray[np.float64]
 Bounds = NDArray[np.bool_]

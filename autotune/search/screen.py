@@ -2,13 +2,21 @@
 
 Every proposal is counted (`memory/predict.py`), and the count is turned into what the device will
 show by what this study has measured so far (`memory/calibrate.py`). A configuration whose interval
-lies above the limit as a whole is refused; one whose interval holds the limit is admitted, with the
-limit enforced, so that the line between them is learned too, as long as that has not cost more than
-`MOST_OUT_OF_MEMORY` of the trials after the first ones. Then what more likely than not does not fit
-is refused, too, until the share has fallen.
+lies above the limit as a whole is refused. One whose interval holds the limit is doubtful: admitted
+with the limit enforced, so that the line between them is learned too, as long as that costs no more
+than `MOST_OUT_OF_MEMORY` of the trials after the first ones. The interval says with which
+probability it will not fit. If that is more than the share, then what was risked so far, or has
+truly failed, and this together must not be more than the share of all trials: every trial that fits
+adds to what may be risked.
 
 What cannot be rehearsed is measured: a probe trains it for a few steps under the limit and skips
 the evaluation. It is never guessed.
+
+Every structure is rehearsed in full: trace algebra (`memory/algebra.py`) answers further questions
+of one structure, but nine tenths of a search's proposals have one of their own
+(`tests/benchmarks/screening.py` counts them). The first question of a deep model is where it could
+pay: with 24 and 32 blocks of GPT-2 it took more CPU seconds than a rehearsal in full, with 80 of a
+Llama less than half (`tests/benchmarks/rehearsal.py`, `size`).
 
 Where memory is not what decides, rehearsing would only cost time: nothing is rehearsed as long as
 neither the size of the model nor any measurement comes near the limit.
@@ -39,7 +47,8 @@ PARAMETER_BYTES = 4
 """What loading is held against, for each parameter."""
 
 MOST_OUT_OF_MEMORY = 0.02
-"""Share of the trials, after the first ones, that learning where the limit is may cost."""
+"""Share of the trials, after the first ones, that learning where the limit is may cost, in
+expectation and in fact."""
 
 FIRST_TRIALS = 5
 """Trials in which nothing is known yet."""
@@ -113,7 +122,9 @@ class Screen:
         self._loads: list[tuple[float, float]] = []
         self._prior = Prior()
         self._parameters: dict[Config, int] = {}
+        self._whole: set[Config] = set()  # of which loading was counted, too
         self._trials = self._failures = 0
+        self._risked = 0.0
         self._near = parameters * STATE_BYTES > NEAR * limit_bytes
 
     def look(self, spec: TrialSpec) -> Look:
@@ -127,17 +138,25 @@ class Screen:
         except AutotuneError as error:  # the trial will say the same
             return Look(note=error.message)
         self._prior = count.outside.prior
-        self._parameters[Config(spec.config)] = count.rehearsal.parameters
-        interval = self._step(count.bytes).or_more(self._load(count.rehearsal.parameters))
+        config = Config(spec.config)
+        self._parameters[config] = count.rehearsal.parameters
+        interval = self._step(count.bytes)
+        if Phase.LOAD in count.rehearsal.peaks:
+            self._whole.add(config)
+        else:
+            interval = interval.or_more(self._load(count.rehearsal.parameters))
         return Look(count=count, interval=interval)
 
     def refusal(self, look: Look) -> Refused | None:
-        """Return the outcome of a proposal that surely does not fit; None if it may."""
+        """Return the outcome of a proposal that does not fit, or not surely enough; else None.
+
+        What is admitted is taken to be run, and its risk is counted.
+        """
         if look.interval is None:
             return None
-        after = self._trials - FIRST_TRIALS
-        strict = self._failures > MOST_OUT_OF_MEMORY * max(1, after)
-        if (look.interval.middle if strict else look.interval.low) <= self._limit_bytes:
+        doubt = look.interval.chance_above(self._limit_bytes, COVERAGE)
+        if look.interval.low <= self._limit_bytes and self._may_risk(doubt):
+            self._risked += doubt if self._trials >= FIRST_TRIALS else 0.0
             return None
         return Refused(
             needed_bytes=round(look.interval.middle), least_bytes=round(look.interval.low)
@@ -158,7 +177,11 @@ class Screen:
         measurement = outcome.measurement
         self._near = self._near or measurement.footprint_bytes > NEAR * self._limit_bytes
         load, step = _peaks(measurement)
-        if record.rehearsed_bytes:
+        whole = record.config in self._whole
+        if whole:
+            load, step = 0, max(load, step)
+        # Of a trial of an earlier session, what was counted may have been loading: no pair then.
+        if record.rehearsed_bytes and step >= load:
             self._steps.append((record.rehearsed_bytes, step))
         if load and measurement.parameters:
             self._loads.append((PARAMETER_BYTES * measurement.parameters, load))
@@ -169,10 +192,17 @@ class Screen:
         if self._prober is not None:
             self._prober.close()
 
+    def _may_risk(self, doubt: float) -> bool:
+        """Whether a trial that may not fit is worth what it may cost."""
+        if self._trials < FIRST_TRIALS or doubt <= MOST_OUT_OF_MEMORY:
+            return True
+        allowed = MOST_OUT_OF_MEMORY * (self._trials + 1 - FIRST_TRIALS)
+        return max(self._risked, self._failures) + doubt <= allowed
+
     def _learn_failure(self, record: TrialRecord, outcome: OutOfMemory) -> None:
         """Learn from a need that is known from below only, if it is more than was expected."""
         needed = outcome.needed_bytes
-        if outcome.phase is not Phase.LOAD:
+        if outcome.phase is not Phase.LOAD or record.config in self._whole:
             size = record.rehearsed_bytes
             if size and needed > self._step(size).middle:
                 self._steps.append((size, needed))

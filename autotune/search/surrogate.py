@@ -88,13 +88,20 @@ class Surrogate:
         )
         self._spread = np.array([spread] * knobs + [sd for _, sd in rest])
 
-    def hyperparameters(self, points: Array, targets: Array, iterations: int = 40) -> Array:
+    def hyperparameters(
+        self,
+        points: Array,
+        targets: Array,
+        iterations: int = 40,
+        discrepancy: Array | None = None,
+    ) -> Array:
         """Return the most likely hyper-parameters: log lengthscales, three log variances.
 
         Args:
             points: `[n, columns]`, at least two.
             targets: `[n]`.
             iterations: Of L-BFGS, at most.
+            discrepancy: Covariance of what else some targets differ by, `[n, n]`; None for none.
         """
         squares = self._squares(points)
         scaled = _standardised(targets)[0]
@@ -105,8 +112,9 @@ class Surrogate:
                 strict=True,
             )
         )
+        more = 0.0 if discrepancy is None else discrepancy
         found = minimize(
-            lambda at: self._objective(at, points, squares, scaled),
+            lambda at: self._objective(at, points, squares, scaled, more),
             self.expected,
             jac=True,
             method="L-BFGS-B",
@@ -125,18 +133,22 @@ class Surrogate:
         """
         return self._objective(at, points, self._squares(points), _standardised(targets)[0])
 
-    def given(self, points: Array, targets: Array, hyper: Array) -> Posterior:
+    def given(
+        self, points: Array, targets: Array, hyper: Array, discrepancy: Array | None = None
+    ) -> Posterior:
         """Return the process given what was seen.
 
         Args:
             points: `[n, columns]`, at least one.
             targets: `[n]`.
             hyper: As `hyperparameters` returns them.
+            discrepancy: Covariance of what else some targets differ by, `[n, n]`; None for none.
         """
         scaled, middle, spread = _standardised(targets)
         covariance = self.covariance(points, points, hyper)
-        noise = math.exp(hyper[-1]) + JITTER
-        root = np.linalg.cholesky(covariance + noise * np.eye(len(points)))
+        if discrepancy is not None:
+            covariance += discrepancy
+        root = np.linalg.cholesky(covariance + np.diag(self._noise(points, hyper)))
         ones = cho_solve((root, True), np.ones(len(points)))
         mean = float(ones @ scaled / ones.sum())
         return Posterior(
@@ -149,6 +161,10 @@ class Surrogate:
             middle=middle,
             spread=spread,
         )
+
+    def _noise(self, points: Array, hyper: Array) -> Array:
+        """Return the variance of what is seen at each point, `[n]`."""
+        return np.full(len(points), math.exp(hyper[-1]) + JITTER)
 
     def covariance(self, a: Floats, b: Floats, hyper: Floats) -> Array:
         """Return the kernel between points `[n, columns]` and `[m, columns]`, as `[n, m]`."""
@@ -182,9 +198,10 @@ class Surrogate:
         return np.ascontiguousarray(np.moveaxis(np.add.reduceat(apart, starts, axis=2), 2, 0))
 
     def _objective(
-        self, at: Array, points: Array, squares: Array, scaled: Array
+        self, at: Array, points: Array, squares: Array, scaled: Array, more: Array | float = 0.0
     ) -> tuple[float, Array]:
         kernel, slopes = self._with_slopes(at, points, squares)
+        kernel += more
         noise = math.exp(at[-1])
         try:
             root = np.linalg.cholesky(kernel + (noise + JITTER) * np.eye(len(scaled)))
@@ -259,40 +276,6 @@ class Posterior:
     def noise(self) -> float:
         """Standard deviation of the noise, in the unit of the targets."""
         return math.exp(0.5 * float(self.hyper[-1])) * self.spread
-
-
-class Learner:
-    """Fits hyper-parameters now and then, and keeps the last ones: they follow from the points.
-
-    Args:
-        groups: As for `Surrogate`.
-        prior: As for `Surrogate`.
-    """
-
-    def __init__(self, groups: NDArray[np.intp], prior: Prior | None = None) -> None:
-        self._surrogate = Surrogate(groups, prior)
-        self._fitted: tuple[int, Array] | None = None
-
-    @property
-    def expected(self) -> Array:
-        """The hyper-parameters that are expected before anything was seen."""
-        return self._surrogate.expected
-
-    def hyperparameters(self, points: Array, targets: Array) -> Array:
-        """Return the most likely hyper-parameters; the last ones, if the points are the same.
-
-        Args:
-            points: `[n, columns]`, those of `fitted`.
-            targets: `[n]`.
-        """
-        key = hash((points.tobytes(), targets.tobytes()))
-        if self._fitted is None or self._fitted[0] != key:
-            self._fitted = key, self._surrogate.hyperparameters(points, targets)
-        return self._fitted[1]
-
-    def given(self, points: Array, targets: Array, hyper: Array) -> Posterior:
-        """Return the process given what was seen; see `Surrogate.given`."""
-        return self._surrogate.given(points, targets, hyper)
 
 
 def winsorised(losses: Array, slope: float = 0.25) -> tuple[Array, float]:

@@ -17,10 +17,13 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 RUNNING, INTERRUPTED, DONE, FAILED = "running", "interrupted", "done", "failed"
+PAUSED = "paused"
+"""Of a trial that waits to go on; a row that runs with the outcome of a pause goes on from it."""
 
 _NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -78,6 +81,13 @@ class TrialRow(Base):
         UniqueConstraint("run_id", "number"),
         Index(None, "run_id", "status"),
         Index(None, "run_id", "accuracy_key"),
+        Index(None, "run_id", "score"),
+        Index(
+            "ix_autotune_trial_front",
+            "run_id",
+            sqlite_where=text("on_front"),
+            postgresql_where=text("on_front"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -127,6 +137,45 @@ class ScoreRow(Base):
     value: Mapped[float | None]
     stderr: Mapped[float | None]
     n: Mapped[int] = mapped_column(BigInteger)
+
+
+class RungRow(Base):
+    """A metric of a trial at a rung where it paused, after `step` of `steps`."""
+
+    __tablename__ = "autotune_rung"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey(TrialRow.id, ondelete="CASCADE"), primary_key=True
+    )
+    step: Mapped[int] = mapped_column(primary_key=True)
+    metric: Mapped[str] = mapped_column(primary_key=True)
+    steps: Mapped[int]
+    share: Mapped[float]
+    value: Mapped[float | None]
+    stderr: Mapped[float | None]
+    seconds: Mapped[float]
+
+
+class RepeatRow(Base):
+    """A trial once more with another seed.
+
+    The score in the trial's row is then the mean; its outcome and `ScoreRow` stay its first one's.
+    """
+
+    __tablename__ = "autotune_repeat"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey(TrialRow.id, ondelete="CASCADE"), primary_key=True
+    )
+    seed: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    status: Mapped[str] = mapped_column(String(16))
+    started: Mapped[float]
+    seconds: Mapped[float]
+    score: Mapped[float | None]
+    stderr: Mapped[float | None]
+    peak_bytes: Mapped[int] = mapped_column(BigInteger)
+    failure: Mapped[str | None] = mapped_column(Text)
+    outcome: Mapped[str] = mapped_column(Text)
 
 
 class KnobRow(Base):

@@ -2,6 +2,9 @@
 
     results/NAME/study.db            the study database
     results/NAME/trials/17/log.txt   output of a trial
+    results/NAME/trials/17/seed-3.txt       the same, of a repeat with another seed
+    results/NAME/trials/17/timeline.json    its memory over one step, rehearsed; of the best ones
+    results/NAME/trials/17/snapshot.pickle  what CUDA's allocator saw, where one was asked for
     results/NAME/cache/              prepared data
 
 Nothing is ever overwritten: a name that is taken is an error that says how to go on.
@@ -21,6 +24,7 @@ from autotune.core.errors import BadValue, StorageError
 DATABASE = "study.db"
 SqliteMode = Literal["rwc", "rw", "ro"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of a path, which has one slash left
 _RESERVED = frozenset({"latest"})
 
 
@@ -32,6 +36,21 @@ def study_path(folder: Path) -> Path:
 def log_path(folder: Path, trial: int) -> Path:
     """Return the file that gets the output of a trial."""
     return folder / "trials" / str(trial) / "log.txt"
+
+
+def seed_log_path(folder: Path, trial: int, seed: int) -> Path:
+    """Return the file that holds the output of a trial's repeat with another seed."""
+    return folder / "trials" / str(trial) / f"seed-{seed}.txt"
+
+
+def timeline_path(folder: Path, trial: int) -> Path:
+    """Return the file that holds a trial's memory over one step."""
+    return folder / "trials" / str(trial) / "timeline.json"
+
+
+def snapshot_path(folder: Path, trial: int) -> Path:
+    """Return the file that holds torch's own snapshot of a trial's CUDA memory."""
+    return folder / "trials" / str(trial) / "snapshot.pickle"
 
 
 def cache_path(folder: Path) -> Path:
@@ -75,6 +94,22 @@ def sqlite_uri(path: Path, mode: SqliteMode) -> str:
     return f"{uri}&immutable=1"
 
 
+def results_path(results: str | Path) -> Path:
+    """Return the folder that holds all runs.
+
+    Raises:
+        BadValue: If it is a URL, which would become a folder of that name.
+    """
+    if scheme := _SCHEME.match(str(results)):
+        raise BadValue(
+            f"runs lie in a folder, and '{scheme[0]}…' is a URL",
+            where="--results",
+            help="name a folder, which may be on a file system that machines share: --results DIR\n"
+            "a study can be on a server: --storage postgresql+psycopg://USER@HOST/DATABASE",
+        )
+    return Path(results)
+
+
 def new_run_folder(
     results: str | Path,
     name: str | None = None,
@@ -95,12 +130,12 @@ def new_run_folder(
         The folder `results/NAME`, with `trials/` and `cache/` in it.
 
     Raises:
-        BadValue: If the name cannot be one of a folder.
+        BadValue: If the name cannot be one of a folder, or `results` is none.
         StorageError: If the name is taken, or the folder cannot be created.
     """
     if name is not None:
         _check_name(name)
-    root = Path(results)
+    root = results_path(results)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = _claim(root, name) if name else _claim_free(root, objective, now)

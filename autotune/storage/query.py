@@ -2,7 +2,9 @@
 
 A query sees views of the names that `schema()` lists. On SQLite it runs through `sqlite3` alone, on
 a connection that is opened read-only and that authorises nothing but reading; so this module needs
-neither SQLAlchemy nor any time to import.
+neither SQLAlchemy nor any time to import. On a server it runs in a transaction that may only read,
+as one statement, and needs no right but to select: the views are put before it as common table
+expressions.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 from autotune.core.errors import QueryError
 from autotune.storage.faults import foreign_database, missing_database, storage_error
 from autotune.storage.places import sqlite_path, sqlite_uri
+from autotune.storage.urls import scrubbed
 from autotune.storage.views import VIEWS, View
 
 _READS = frozenset(
@@ -26,7 +29,14 @@ _READS = frozenset(
 )
 _QUOTED_OR_COMMENT = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 # What SQLite says, and what PostgreSQL says.
-_WRITES = re.compile("not authorized|authorization denied|readonly|read-only|cannot update view")
+_WRITES = re.compile(
+    "not authorized|authorization denied|readonly|read-only|read only|cannot update view|"
+    "data-modifying"
+)
+_DENIED = re.compile(r"permission denied for \w+ (\w+)")
+_STARTS = re.compile(
+    r"(?is)(?:\s|--[^\n]*\n|/\*.*?\*/)*(with\s+recursive\b|with\b|select\b|values\b)"
+)
 _NO_TABLE = re.compile(
     r"no such table: (?:main\.|temp\.)?(\w+)|relation \"?(\w+)\"? does not exist"
 )
@@ -100,9 +110,10 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(sqlite_uri(path, "ro"), uri=True, isolation_level=None)
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
-        if not {(view.stored_name,) for view in VIEWS} <= set(names):
+        known = [view for view in VIEWS if (view.stored_name,) in names]
+        if not known:
             raise foreign_database(path)
-        for view in VIEWS:
+        for view in known:
             # Names of the temporary schema win over those of the file, such as Optuna's `trials`.
             connection.execute(
                 f"CREATE TEMP VIEW {view.name} AS SELECT * FROM main.{view.stored_name}"
@@ -132,40 +143,77 @@ def _result(columns: Sequence[str], rows: list[tuple[Any, ...]], limit: int | No
 
 
 def _query_server(url: str, statement: str, limit: int | None) -> QueryResult:
-    from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
-    from autotune.storage.engine import connect
+    from autotune.storage.engine import connect, said
 
     engine = connect(url, "read")
     try:
-        with engine.connect() as connection:
-            for view in VIEWS:
-                connection.execute(
-                    text(f"CREATE TEMPORARY VIEW {view.name} AS SELECT * FROM {view.stored_name}")
-                )
-            connection.execute(text("SET TRANSACTION READ ONLY"))
+        with said(url), engine.connect() as connection:
+            _begin_reading(connection)
             try:
+                # A cursor on the server's side takes nothing but one statement that selects.
                 # Drivers read % as the start of a placeholder, though there are none to fill.
-                cursor = connection.exec_driver_sql(statement.replace("%", "%%"))
-                if not cursor.returns_rows:
-                    raise QueryError("this statement returns no rows", help=_READ_ONLY_HELP)
+                cursor = connection.execution_options(stream_results=True).exec_driver_sql(
+                    _with_views(statement, url).replace("%", "%%")
+                )
                 found = [tuple(row) for row in _fetch(cursor, limit)]
                 return _result(list(cursor.keys()), found, limit)
             except SQLAlchemyError as error:
                 raise _explain(getattr(error, "orig", None) or error, statement) from error
-    except SQLAlchemyError as error:
-        raise storage_error(error, url) from error
     finally:
         engine.dispose()
 
 
+def _begin_reading(connection: Any) -> None:
+    """Let a connection do nothing but read, and find the views there."""
+    from sqlalchemy import text
+
+    from autotune.storage.migrate import VERSION_TABLE, shown
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+    else:
+        connection.execute(text("START TRANSACTION READ ONLY"))
+    if not connection.dialect.has_table(connection, VERSION_TABLE):
+        raise foreign_database(shown(connection.engine))
+
+
+def _with_views(statement: str, url: str) -> str:
+    """Put the views that a statement mentions before it, under their short names."""
+    start = _STARTS.match(statement)
+    if start is None:
+        raise _does_more()
+    mentioned = [
+        view
+        for view in VIEWS
+        if re.search(rf"(?i)\b{view.name}\b", statement)
+        # A name that the statement itself gives to something is its own.
+        and not re.search(rf"(?i)\b{view.name}\s+as\s*\(", statement)
+    ]
+    if not mentioned:
+        return statement
+    # Else a view that is named twice would be computed as a whole.
+    inline = "NOT MATERIALIZED " if url.startswith("postgresql") else ""
+    views = ", ".join(
+        f"{view.name} AS {inline}(SELECT * FROM {view.stored_name})" for view in mentioned
+    )
+    word = " ".join(start[1].lower().split())
+    if not word.startswith("with"):
+        return f"WITH {views} {statement}"
+    rest = statement[start.end() :]
+    return f"{word} {views}, {rest}"
+
+
 def _explain(error: BaseException, statement: str) -> QueryError:
-    message = str(error).strip().splitlines()[0]
-    if _WRITES.search(message):
+    message = scrubbed(str(error).strip().splitlines()[0])
+    if match := _DENIED.search(message):
         return QueryError(
-            "queries are read-only, and this statement does more than read", help=_READ_ONLY_HELP
+            f"this account may not do that with {match[1]}",
+            help=f"queries only read views, and need the right to select from them: {_views()}",
         )
+    if _WRITES.search(message):
+        return _does_more()
     if match := _NO_TABLE.search(message):
         return QueryError(
             message,
@@ -178,6 +226,12 @@ def _explain(error: BaseException, statement: str) -> QueryError:
             message, help=_close(match[match.lastindex or 1], names) + _columns(mentioned)
         )
     return QueryError(message, help=_views())
+
+
+def _does_more() -> QueryError:
+    return QueryError(
+        "queries are read-only, and this statement does more than read", help=_READ_ONLY_HELP
+    )
 
 
 def _close(name: str, known: Sequence[str]) -> str:

@@ -7,28 +7,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autotune.core.budget import Budget
 from autotune.core.config import Config
 from autotune.core.context import Device
 from autotune.core.knob import Knob
-from autotune.core.outcome import Completed, Outcome, outcome_from_json
+from autotune.core.outcome import Completed, Outcome, Paused, outcome_from_json
 from autotune.core.record import Origin, TrialRecord
+from autotune.core.seeds import Repetition
 from autotune.core.workload import Metric, RunSpec
 from autotune.storage.driver import Driver
 from autotune.storage.models import (
+    PAUSED,
     RUNNING,
     AnatomyRow,
+    Base,
     EnvironmentRow,
     EventRow,
-    KnobRow,
     PeakRow,
+    RepeatRow,
+    RungRow,
     RunRow,
     ScoreRow,
     TrialRow,
 )
+from autotune.storage.statements import Values
 from autotune.trial.spec import Event
 
 
@@ -52,7 +57,7 @@ def run_row(spec: RunSpec, driver: Driver, now: float) -> RunRow:
         space=spec.space,
         sampler=spec.sampler,
         seed=spec.seed,
-        device=_device(spec.device).label,
+        device=read_device(spec.device).label,
         driver_pid=driver.pid,
         driver_host=driver.host,
         driver_born=driver.born,
@@ -70,7 +75,7 @@ def environment_rows(run_id: int, spec: RunSpec) -> list[EnvironmentRow]:
 def read_spec(text: str) -> RunSpec:
     """Rebuild a spec from its JSON text; the device's capability comes back as the pair it was."""
     data = json.loads(text)
-    return RunSpec.from_json({**data, "device": _device(data["device"]).to_json()})
+    return RunSpec.from_json({**data, "device": read_device(data["device"]).to_json()})
 
 
 def describe_trial(row: TrialRow, record: TrialRecord, knobs: Iterable[Knob]) -> None:
@@ -117,74 +122,119 @@ def describe_outcome(row: TrialRow, record: TrialRecord, outcome: Outcome, metri
     row.outcome = json.dumps(outcome.to_json())
 
 
-def outcome_rows(trial_id: int, outcome: Outcome) -> list[ScoreRow | PeakRow | AnatomyRow]:
-    """Return a trial's scores, peaks and anatomy; of equal peaks the greatest."""
+def outcome_rows(trial_id: int, outcome: Outcome) -> dict[type[Base], list[Values]]:
+    """Return a trial's scores, at rungs too, peaks and anatomy; of equal peaks the greatest."""
     scores = outcome.scores if isinstance(outcome, Completed) else {}
     peaks: dict[tuple[int, str, str], int] = {}
     for peak in outcome.measurement.peaks:
         key = (peak.rank, peak.phase.value, peak.kind.value)
         peaks[key] = max(peak.bytes, peaks.get(key, 0))
-    return [
-        *(
-            ScoreRow(
-                trial_id=trial_id,
-                metric=name,
-                value=_finite(score.value),
-                stderr=_finite(score.stderr),
-                n=score.n,
-            )
+    return {
+        ScoreRow: [
+            {
+                "trial_id": trial_id,
+                "metric": name,
+                "value": _finite(score.value),
+                "stderr": _finite(score.stderr),
+                "n": score.n,
+            }
             for name, score in scores.items()
-        ),
-        *(
-            PeakRow(trial_id=trial_id, rank=rank, phase=phase, kind=kind, bytes=amount)
+        ],
+        PeakRow: [
+            {"trial_id": trial_id, "rank": rank, "phase": phase, "kind": kind, "bytes": amount}
             for (rank, phase, kind), amount in peaks.items()
-        ),
-        *(
-            AnatomyRow(trial_id=trial_id, part=part, bytes=amount)
+        ],
+        AnatomyRow: [
+            {"trial_id": trial_id, "part": part, "bytes": amount}
             for part, amount in outcome.measurement.anatomy.items()
-        ),
-    ]
+        ],
+        RungRow: [
+            {
+                "trial_id": trial_id,
+                "step": rung.step,
+                "metric": name,
+                "steps": rung.steps,
+                "share": rung.share,
+                "value": _finite(score.value),
+                "stderr": _finite(score.stderr),
+                "seconds": rung.seconds,
+            }
+            for rung in outcome.rungs
+            for name, score in rung.scores.items()
+        ],
+    }
 
 
-def knob_rows(trial_id: int, config: Config, knobs: Iterable[Knob]) -> list[KnobRow]:
+def knob_rows(trial_id: int, config: Config, knobs: Iterable[Knob]) -> list[Values]:
     """Return a row for every knob, neutral ones included."""
     knobs = tuple(knobs)
     return [
-        KnobRow(
-            trial_id=trial_id,
-            knob=knob.name,
-            value=str(value),
-            number=None if isinstance(value, str) else float(value),
-            neutral=value == knob.neutral,
-        )
+        {
+            "trial_id": trial_id,
+            "knob": knob.name,
+            "value": str(value),
+            "number": None if isinstance(value, str) else float(value),
+            "neutral": value == knob.neutral,
+        }
         for knob, value in zip(knobs, config.complete(knobs).values(), strict=True)
     ]
 
 
-def read_record(row: TrialRow) -> TrialRecord:
-    """Rebuild a trial from its row."""
+def describe_repeat(row: RepeatRow, again: Repetition, metric: Metric) -> None:
+    """Write how a trial ended with a further seed into its row."""
+    outcome, score = again.outcome, again.score(metric)
+    row.seed = again.seed
+    row.status = outcome.tag
+    row.started = again.started
+    row.seconds = outcome.seconds
+    row.score = None if score is None else _finite(score.value)
+    row.stderr = None if score is None else _finite(score.stderr)
+    row.peak_bytes = outcome.measurement.peak_bytes
+    row.failure = None if isinstance(outcome, Completed) else outcome.summary
+    row.outcome = json.dumps(outcome.to_json())
+
+
+def describe_mean(row: TrialRow, record: TrialRecord, metric: Metric) -> None:
+    """Write the mean over the seeds of a trial into its row; its outcome stays the first one's."""
+    score = record.score(metric)
+    row.score = None if score is None else _finite(score.value)
+    row.stderr = None if score is None else _finite(score.stderr)
+
+
+def read_repeat(row: RepeatRow) -> Repetition:
+    """Rebuild a repeat from its row."""
+    outcome = outcome_from_json(json.loads(row.outcome))
+    return Repetition(seed=row.seed, started=row.started, outcome=outcome)
+
+
+def read_record(row: TrialRow, repeats: Sequence[Repetition] = ()) -> TrialRecord:
+    """Rebuild a trial from its row and its repeats."""
+    outcome = None if row.outcome is None else outcome_from_json(json.loads(row.outcome))
+    going = outcome if isinstance(outcome, Paused) and row.status != PAUSED else None
     return TrialRecord(
         number=row.number,
         config=Config(json.loads(row.config)),
         origin=Origin(row.origin),
         started=row.started,
-        outcome=None if row.outcome is None else outcome_from_json(json.loads(row.outcome)),
+        outcome=None if going else outcome,
         limit_bytes=row.limit_bytes,
         rehearsed_bytes=row.rehearsed_bytes or 0,
         on_front=row.on_front,
+        paused=going,
+        repeats=tuple(repeats),
     )
 
 
-def event_row(run_id: int, event: Event) -> EventRow:
+def event_row(run_id: int, event: Event) -> Values:
     """Return the row of an event; a trial below 0 stands for the run itself."""
     data = {name: _plain(value) for name, value in event.data.items()}
-    return EventRow(
-        run_id=run_id,
-        trial=event.trial if event.trial >= 0 else None,
-        time=event.time,
-        kind=event.kind,
-        data=json.dumps(data),
-    )
+    return {
+        "run_id": run_id,
+        "trial": event.trial if event.trial >= 0 else None,
+        "time": event.time,
+        "kind": event.kind,
+        "data": json.dumps(data),
+    }
 
 
 def read_event(row: EventRow) -> Event:
@@ -197,7 +247,8 @@ def read_event(row: EventRow) -> Event:
     )
 
 
-def _device(data: Mapping[str, Any]) -> Device:
+def read_device(data: Mapping[str, Any]) -> Device:
+    """Rebuild a device from its JSON object."""
     capability = data.get("capability")
     return Device(**{**data, "capability": tuple(capability) if capability else None})
 

@@ -22,7 +22,14 @@ from autotune.core.pareto import picks as pareto_picks
 from autotune.core.record import TrialRecord
 from autotune.core.units import GIB
 from autotune.core.workload import Metric, RunSpec
-from autotune.storage.places import DATABASE, log_path, new_run_folder, sqlite_uri, study_path
+from autotune.storage.places import (
+    DATABASE,
+    log_path,
+    new_run_folder,
+    results_path,
+    sqlite_uri,
+    study_path,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,10 +84,12 @@ class Run:
         Raises:
             UnknownName: If there is no such run.
             StorageError: If there is no run at all, or it cannot be read.
+            BadValue: If `results` is a URL.
         """
+        root = results_path(results)
         if storage is not None:
-            return _load(storage, None if name_or_path is None else str(name_or_path), results)
-        folder = _find_folder(name_or_path, Path(results))
+            return _load(storage, None if name_or_path is None else str(name_or_path), root)
+        folder = _find_folder(name_or_path, root)
         return _load(study_path(folder), None, folder.parent, folder)
 
     @property
@@ -179,7 +188,7 @@ class Run:
             row["step_seconds"] = measured.step_seconds or None
             row["throughput"] = measured.throughput or None
         if isinstance(outcome, Completed):
-            row |= {name: score.value for name, score in outcome.scores.items()}
+            row |= {name: score.value for name, score in record.scores.items()}
         values = self._knob_values.get(record.number, {})
         return row | {f"knob.{name}": value for name, value in values.items()}
 
@@ -203,6 +212,16 @@ def find_run(
     if number is not None:
         run.trial(number)
     return run, number
+
+
+def find_database(name_or_path: str | Path | None, results: str | Path = "results") -> Path:
+    """Return the file of a run's study database, without opening it.
+
+    Raises:
+        UnknownName: If there is no such run.
+        StorageError: If there is no run at all.
+    """
+    return study_path(_find_folder(name_or_path, Path(results)))
 
 
 def _load(

@@ -63,6 +63,10 @@ def _beside_trial(table: str, alias: str) -> str:
 
 _ITS_RUN = "JOIN autotune_run r ON r.id = t.run_id"
 _OF_TRIAL = f"autotune_trial t {_ITS_RUN}"
+_SEEDS = (
+    "CASE t.status WHEN 'completed' THEN 1 + (SELECT COUNT(*) FROM autotune_repeat s "
+    "WHERE s.trial_id = t.id AND s.status = 'completed') ELSE 0 END"
+)
 _KEYS = (
     Column("run", "r.name", "name of the run"),
     Column("trial", "t.number", "number of the trial"),
@@ -73,8 +77,9 @@ _TRIAL = (
     Column("differs", "t.label", "what differs from the baseline"),
     Column("origin", "t.origin", "who proposed it: baseline, smallest, sampler"),
     Column("metric", "r.metric", "the metric that is searched for"),
-    Column("score", "t.score", "its value"),
-    Column("stderr", "t.stderr", "its standard error over the evaluation set"),
+    Column("score", "t.score", "its value; the mean over seeds, where there are several"),
+    Column("stderr", "t.stderr", "its standard error, over the evaluation set and seeds"),
+    Column("seeds", _SEEDS, "seeds that the score is the mean of"),
     Column("peak_gib", _measured_gib("t.peak_bytes"), "peak memory, what the search minimises"),
     Column(
         "footprint_gib",
@@ -121,6 +126,37 @@ VIEWS: tuple[View, ...] = (
             Column("n", "s.n", "examples or tokens it is over"),
         ),
         _beside_trial("autotune_score", "s"),
+    ),
+    View(
+        "repeats",
+        "one row per further seed of a trial",
+        (
+            *_KEYS,
+            Column("seed", "a.seed", "seed of the training"),
+            Column("status", "a.status", "how it ended, as for a trial"),
+            Column("metric", "r.metric", "the metric that is searched for"),
+            Column("score", "a.score", "its value with this seed"),
+            Column("stderr", "a.stderr", "its standard error over the evaluation set"),
+            Column("peak_gib", _measured_gib("a.peak_bytes"), "peak memory"),
+            Column("seconds", "a.seconds", "duration"),
+            Column("failure", "a.failure", "why it did not complete"),
+        ),
+        _beside_trial("autotune_repeat", "a"),
+    ),
+    View(
+        "rungs",
+        "one row per trial, rung where it paused, and metric",
+        (
+            *_KEYS,
+            Column("share", "g.share", "part of the whole training, such as 0.333"),
+            Column("step", "g.step", "optimizer steps done"),
+            Column("steps", "g.steps", "of the whole training"),
+            Column("metric", "g.metric", "name of the metric"),
+            Column("value", "g.value", "its value there; no score of a whole training"),
+            Column("stderr", "g.stderr", "its standard error"),
+            Column("seconds", "g.seconds", "that the trial had taken"),
+        ),
+        _beside_trial("autotune_rung", "g"),
     ),
     View(
         "memory",

@@ -25,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from autotune.trial.held import is_in_file, optimizer_states, plain_tensors
 
 _PART_OF_PHASE = {"forward": "activations", "backward": "other", "optimizer": "other"}
 _PLAIN = frozenset({Tensor, nn.Parameter, FakeTensor})
@@ -135,7 +137,7 @@ class LiveStorages(TorchDispatchMode):
     def adopt(self, tensors: Iterable[Tensor], part: str) -> None:
         """Count tensors that exist already, or move known ones, to `part`."""
         for tensor in tensors:
-            for inner in _plain_tensors(tensor):
+            for inner in plain_tensors(tensor):
                 self._add(inner, part)
                 entry = self._entries.get(inner.untyped_storage()._cdata)
                 if entry is not None and entry.part != part:
@@ -144,6 +146,14 @@ class LiveStorages(TorchDispatchMode):
                     entry.part = part
                     self._tell(entry, 0)
         self._check()
+
+    def resized(self, storage: Any) -> None:
+        """Note that a storage was resized, which is no operator and so is not seen."""
+        entry = self._entries.get(storage._cdata)
+        size = -(-storage.nbytes() // self._unit) * self._unit
+        if entry is not None and entry.bytes != size:
+            self._resize(entry, size)
+            self._check()
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
         """Leave tensors out of the count, such as batches that lie outside the allocator."""
@@ -198,7 +208,7 @@ class LiveStorages(TorchDispatchMode):
         if type(tensor) in _PLAIN:
             self._add(tensor, self._part())
             return
-        for inner in _plain_tensors(tensor):
+        for inner in plain_tensors(tensor):
             self._add(inner, self._part())
 
     def _part(self) -> str:
@@ -327,7 +337,7 @@ def label_step(
     weights = [*model.parameters(), *model.buffers()]
     storages.ignore(weight for weight in weights if is_in_file(weight))
     storages.adopt((weight for weight in weights if not is_in_file(weight)), "weights")
-    storages.adopt(_optimizer_states(optimizer), "optimizer")
+    storages.adopt(optimizer_states(optimizer), "optimizer")
     hooks: list[Any] = [
         parameter.register_post_accumulate_grad_hook(
             lambda p: storages.adopt((p.grad,) if p.grad is not None else (), "gradients")
@@ -341,34 +351,7 @@ def label_step(
     finally:
         for hook in hooks:
             hook.remove()
-    storages.adopt(_optimizer_states(optimizer), "optimizer")
-
-
-def is_in_file(weight: Tensor) -> bool:
-    """Whether a weight lies in a memory-mapped file, so that it takes no memory of the process."""
-    return bool(getattr(weight, "in_file", False))
-
-
-def reachable_bytes(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, *others: nn.Module
-) -> int:
-    """Return the bytes of every storage that weights, gradients and optimizer states hold.
-
-    Args:
-        model: The trained model.
-        optimizer: Its states count, if it is given.
-        others: Models whose weights count too, such as a teacher.
-    """
-    tensors = [t for m in (model, *others) for t in (*m.parameters(), *m.buffers())]
-    tensors = [tensor for tensor in tensors if not is_in_file(tensor)]
-    tensors += [p.grad for p in model.parameters() if p.grad is not None]
-    if optimizer is not None:
-        tensors += _optimizer_states(optimizer)
-    sizes = {}
-    for tensor in tensors:
-        for inner in _plain_tensors(tensor):
-            sizes[inner.untyped_storage()._cdata] = inner.untyped_storage().nbytes()
-    return sum(sizes.values())
+    storages.adopt(optimizer_states(optimizer), "optimizer")
 
 
 def _head_hooks(storages: LiveStorages, model: nn.Module) -> list[Any]:
@@ -383,16 +366,3 @@ def _head_hooks(storages: LiveStorages, model: nn.Module) -> list[Any]:
             storages.phase = "head"
 
     return [blocks[-1].register_forward_hook(enter_head)]
-
-
-def _optimizer_states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(dict(optimizer.state)) if isinstance(leaf, Tensor)]
-
-
-def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors that a wrapper subclass is made of, or the tensor itself."""
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain_tensors(getattr(tensor, name))
-    else:
-        yield tensor

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from autotune.core.knob import run_stage
-from autotune.core.outcome import Completed, Phase, Score
+from autotune.core.outcome import Completed, Paused, Phase, Rung, Score
 from autotune.core.workload import Workload
 from autotune.knobs import BUILTIN
 from autotune.knobs.distillation import Distiller
@@ -41,13 +41,17 @@ from autotune.knobs.stages import (
     OptimPlan,
     StepPlan,
 )
-from autotune.trial.anatomy import reachable_bytes
+from autotune.trial.held import reachable_bytes
 from autotune.trial.keep import keep_model
-from autotune.trial.loop import Helpers, contexts
+from autotune.trial.layouts.team import Team
+from autotune.trial.loop import Helpers, Training, contexts
 from autotune.trial.objective import Batch, Objective, load_objective
 from autotune.trial.progress import Progress
 from autotune.trial.spec import TrialSpec
-from autotune.trial.training import StandIns, Training, train
+from autotune.trial.training import Reached, StandIns, train
+
+Ended = Completed | Paused
+"""How a trial ends of which nothing was raised."""
 
 SAMPLE_BATCHES = 4
 """Batches that importance is measured on."""
@@ -59,7 +63,12 @@ INSTRUMENTED_EVALUATIONS = 2
 """Times that the first batch is evaluated for its memory: a CPU has two instruments, in turn."""
 
 
-def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = None) -> Completed:
+def run_trial(
+    spec: TrialSpec,
+    progress: Progress,
+    stand_ins: StandIns | None = None,
+    team: Team | None = None,
+) -> Ended:
     """Train and evaluate one configuration.
 
     Args:
@@ -67,6 +76,7 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
         progress: Measures, reports, and remembers how far the trial came.
         stand_ins: What takes the place of weights and data in a rehearsal, which does two steps,
             evaluates one batch, and scores nothing.
+        team: The ranks of which this process is one; None for a trial of one rank.
 
     Returns:
         Scores and measurements.
@@ -83,19 +93,23 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
 
     data = DataPlan(sequence_length=workload.sequence_length, global_batch=workload.global_batch)
     data = run_stage(DATA, data, BUILTIN, config)
+    team = team or Team()
     progress.enter(Phase.LOAD)
     with progress.meter.load():
         asked = LoadPlan(shapes_only=stand_ins is not None)
         load = run_stage(LOAD, asked, BUILTIN, config)
         model = objective.build(load, workload.seed)
         state = run_stage(ADAPT, adaptation(objective, model, data, workload), BUILTIN, config)
-        model = place(state.model, device, mapped=load.memory_map)
+        model = team.place(state.model, lambda whole: place(whole, device, mapped=load.memory_map))
         model = run_stage(PARALLELISE, model, BUILTIN, config)
+        model = team.arrange(model, data)
     optim = run_stage(OPTIMISE, OptimPlan(), BUILTIN, config)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = build_optimizer(trained, optim, workload.learning_rate, model)
-    progress.parameters = sum(p.numel() for p in model.parameters())
-    progress.trained_parameters = sum(p.numel() for p in trained)
+    optimizer = team.optimizer(
+        lambda trained, around: build_optimizer(
+            trained, optim, workload.learning_rate, team.model, around
+        )
+    )
+    progress.parameters, progress.trained_parameters = team.count()
 
     step_plan = run_stage(STEP, StepPlan(), BUILTIN, config)
     helpers = Helpers(
@@ -109,31 +123,63 @@ def run_trial(spec: TrialSpec, progress: Progress, stand_ins: StandIns | None = 
         helpers=helpers,
         data=data,
         plan=step_plan,
+        team=team,
     )
-    train(training, spec=spec, progress=progress, stand_ins=stand_ins)
+    reached = train(training, spec=spec, progress=progress, stand_ins=stand_ins)
     optimizer.zero_grad(set_to_none=True)
+    team.rest()
     if helpers.distiller is not None:
         helpers.distiller.leave()
-    del optimizer, trained, training, helpers, state
+    del optimizer, training, helpers, state
     if spec.probe and workload.purpose != "inference":
         return Completed(measurement=progress.measurement())
 
+    del model
+    return assess(objective, team, reached, spec, progress, stand_ins)
+
+
+def assess(
+    objective: Objective,
+    team: Team,
+    reached: Reached,
+    spec: TrialSpec,
+    progress: Progress,
+    stand_ins: StandIns | None = None,
+) -> Ended:
+    """Evaluate what was trained, its memory first, and hand it on."""
     progress.enter(Phase.EVALUATE)
-    model = run_stage(COMPRESS, model, BUILTIN, config)
-    plan = run_stage(EVALUATE, evaluation(spec), BUILTIN, config)
-    batches = objective.eval_batches(plan, workload.sequence_length)
+    device = torch.device(spec.device.label)
+    team.model = run_stage(COMPRESS, team.model, BUILTIN, spec.config)
+    plan = run_stage(EVALUATE, evaluation(spec), BUILTIN, spec.config)
+    batches = objective.eval_batches(plan, spec.facts.workload.sequence_length)
     for index in range(1 if stand_ins is not None else INSTRUMENTED_EVALUATIONS):
-        with progress.meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(model)):
-            evaluate(objective, model, batches[:1], plan, device)
+        with progress.meter.instrument(Phase.EVALUATE, index, lambda: reachable_bytes(team.model)):
+            team.evaluate(lambda part: evaluate(objective, part, batches[:1], plan, device))
     if spec.probe or stand_ins is not None:
         return Completed(measurement=progress.measurement())
-    scores = evaluate(objective, model, batches, plan, device)
-    hand_on(spec, objective, model)
-    return Completed(scores=scores, measurement=progress.measurement())
+    scores = team.evaluate(lambda part: evaluate(objective, part, batches, plan, device))
+    if reached.step == reached.steps:
+        hand_on(spec, objective, team)
+    return ended(reached, scores or {}, spec, progress)
 
 
-def hand_on(spec: TrialSpec, objective: Objective, model: nn.Module) -> None:
+def ended(
+    reached: Reached, scores: Mapping[str, Score], spec: TrialSpec, progress: Progress
+) -> Ended:
+    """Return the outcome of a trial that was evaluated: at its end, or at a rung on the way."""
+    if reached.step == reached.steps:
+        return Completed(scores=scores, measurement=progress.measurement())
+    rung = Rung(share=spec.until, step=reached.step, steps=reached.steps, scores=scores)
+    return Paused(measurement=progress.measurement(), rungs=(rung,))
+
+
+def hand_on(spec: TrialSpec, objective: Objective, team: Team) -> None:
     """Make the trained model one of its library's own layers, and keep it if that was asked for."""
+    if team.size > 1 and not spec.keep:
+        return
+    model = team.whole()
+    if model is None:
+        return
     model = run_stage(DEPLOY, model, BUILTIN, spec.config)
     if spec.keep:
         keep_model(run_stage(SAVE, model, BUILTIN, spec.config), objective, Path(spec.keep))
@@ -188,13 +234,15 @@ def place(model: nn.Module, device: torch.device, *, mapped: bool = False) -> nn
         return model.to(device)
     if not mapped:
         _renew_buffers(model)
-    moved: dict[int, torch.Tensor] = {}
-    for tensor in model.parameters():
-        key = tensor.untyped_storage()._cdata
+    weights = list(model.parameters())
+    # Asked for before any is let go: each old one goes as soon as its copy is there.
+    keys = [weight.untyped_storage()._cdata for weight in weights]
+    moved: set[int] = set()
+    for tensor, key in zip(weights, keys, strict=True):
         if mapped and not tensor.requires_grad:
             tensor.in_file = True  # type: ignore[attr-defined]  # a mark of ours; see is_in_file
         elif key not in moved:
-            moved[key] = tensor.data
+            moved.add(key)
             tensor.data = tensor.data.clone()
     return model
 

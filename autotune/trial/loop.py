@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from autotune.knobs.distillation import Distiller
 from autotune.knobs.scaling import LossScaler
-from autotune.knobs.stages import Around, StepPlan
+from autotune.knobs.stages import Around, DataPlan, StepPlan
+from autotune.trial.held import reachable_bytes
+from autotune.trial.layouts.team import Micro, Team, alone
 from autotune.trial.objective import Batch, Objective
 
 WARMUP_SHARE = 0.1
@@ -47,6 +49,26 @@ class Helpers:
     scaler: LossScaler | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Everything that takes part in a training, apart from where and how long."""
+
+    objective: Objective
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    helpers: Helpers
+    data: DataPlan
+    plan: StepPlan
+    team: Team
+
+    @property
+    def held(self) -> int:
+        """Bytes of every storage that lives between steps."""
+        distiller = self.helpers.distiller
+        teacher = (distiller.teacher,) if distiller else ()
+        return reachable_bytes(self.model, self.optimizer, *teacher) + self.team.unseen_bytes
+
+
 def train_step(
     objective: Objective,
     model: nn.Module,
@@ -56,6 +78,7 @@ def train_step(
     *,
     device: torch.device,
     helpers: Helpers | None = None,
+    team: Team | None = None,
     enter: Callable[[str], object] = str,
 ) -> float:
     """Do one optimizer step.
@@ -68,31 +91,41 @@ def train_step(
         plan: Accumulation, loss chunks, and contexts around forward passes.
         device: Where micro-batches are moved to.
         helpers: Teacher and loss scaling, if there are any.
+        team: The ranks that do it together; None for this one alone.
         enter: Told `"forward"`, `"backward"` and `"optimizer"` as they begin.
 
     Returns:
         The mean loss over the global batch, before the step.
     """
-    helpers = helpers or Helpers()
-    total = torch.zeros((), device=device)
-    for micro in _split(batch, plan, device):
-        enter("forward")
+    helpers, team = helpers or Helpers(), team or alone(model)
+    batch = team.share(batch)
+
+    def loss_of(micro: Batch, computed: nn.Module) -> torch.Tensor:
         with contexts(plan.around_forward, device):
-            loss = objective.loss(model, micro, plan)
+            loss = objective.loss(computed, micro, plan)
             if helpers.distiller is not None:
                 loss = helpers.distiller.mix(loss)
-        loss = loss / plan.accumulation
-        enter("backward")
+        return loss / plan.accumulation
+
+    def backward(loss: torch.Tensor) -> None:
         (loss if helpers.scaler is None else helpers.scaler.scale(loss)).backward()
-        total += loss.detach()
-        del loss
+
+    micro = Micro(
+        batches=_split(batch, plan, device),
+        count=plan.accumulation,
+        loss=loss_of,
+        backward=backward,
+        enter=enter,
+    )
+    total = team.accumulate(micro, torch.zeros((), device=device))
     enter("optimizer")
-    trained = [p for p in model.parameters() if p.grad is not None]
+    trained = team.gradients()
     if helpers.scaler is None or helpers.scaler.unscale(trained):
-        torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
+        team.clip(trained, MAX_GRADIENT_NORM)
         optimizer.step()
-    optimizer.zero_grad(set_to_none=not plan.keep_gradients)
-    return float(total)
+    keeps = plan.keep_gradients or team.keeps_gradients
+    optimizer.zero_grad(set_to_none=not keeps)
+    return team.mean(total)
 
 
 @contextmanager

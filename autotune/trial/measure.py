@@ -5,9 +5,15 @@ measured; NVML tells what the process holds on the device, context included.
 
 CPU: torch's allocator reports every allocation to the profiler, which gives tensor bytes to the
 byte, and the kernel keeps the high-water mark of the resident set, which follows them within a few
-MiB once `malloc` returns freed memory at once. Both cost time, so they are applied to single steps:
-one counts tensors, the next the resident set, and the rest of the training runs free. Two steps are
+MiB as long as `malloc` returns freed memory at once. It has to do so from the first step on: blocks
+that it kept once lie between others, are handed out again before new memory is, and stay resident
+whether they are used or not; a sixth of the peak was found to be such holes. All of this costs
+time, so it is applied to single steps: one counts tensors, the next the resident set, and the rest
+of the training runs free, with what `malloc` then keeps allowed on top of the limit. Two steps are
 enough since the first batches are as large as any (`trial/objective.py`).
+
+What the instruments need is not the trial's. The profiler notes allocations and no operators, which
+takes 48 bytes for each, and turns them into events when the peak is over and outside of the limit.
 
 References:
     PyTorch documentation, CUDA memory management; mallopt(3); proc(5), `clear_refs`.
@@ -20,16 +26,18 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch._C import _autograd  # what torch.profiler is made of; only this tells what to record
+from torch._C._profiler import RecordScope
+from torch.autograd.profiler import profile
 
 from autotune.core.context import Device
 from autotune.core.outcome import Peak, PeakKind, Phase
-from autotune.trial.limits import status_bytes
+from autotune.trial.limits import status_bytes, suspended, widen
 
 FIRST_STEPS = 2
 """Steps of the first phase: optimizer states come to be in one, and are there in the next."""
@@ -40,6 +48,7 @@ MEASURED_STEPS = 4
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _TIGHT, _RELAXED = 64 * 2**10, 32 * 2**20
 _SAMPLE_SECONDS = 0.005
+_MOST_ENTRIES = 200_000
 
 
 class Meter(Protocol):
@@ -89,6 +98,7 @@ class CpuMeter(_Peaks):
 
     def __init__(self) -> None:
         super().__init__()
+        self._kept_bytes = 0
         with _tight_malloc():  # what the heap kept from before is not the trial's
             self._anonymous_at_start = status_bytes("RssAnon")
 
@@ -99,7 +109,7 @@ class CpuMeter(_Peaks):
         Weights that are read through a memory map are file pages that the kernel may drop, so the
         high-water mark, which holds them, would be too strict here.
         """
-        with _tight_malloc(), _sampled_anonymous() as sample, _tensor_peak() as tensors:
+        with _tight_malloc(), _tensor_peak() as tensors, _sampled_anonymous() as sample:
             yield
         self.note(Phase.LOAD, PeakKind.ALLOCATED, tensors())
         self.note(Phase.LOAD, PeakKind.RESIDENT, max(0, sample() - self._anonymous_at_start))
@@ -109,25 +119,41 @@ class CpuMeter(_Peaks):
         """Count tensors in even steps, the resident set in odd ones, of the measured steps."""
         if phase is not Phase.EVALUATE and index >= MEASURED_STEPS:
             yield
-        elif index % 2 == 0:
-            before = held()
-            with _tensor_peak() as tensors:
-                yield
-            self.note(phase, PeakKind.ALLOCATED, before + tensors())
-        else:
-            with _tight_malloc():
+            return
+        with _tight_malloc():
+            if index % 2 == 0:
+                before = held()
+                with _tensor_peak() as tensors:
+                    yield
+                self.note(phase, PeakKind.ALLOCATED, before + tensors())
+            else:
                 _reset_high_water()
                 yield
                 anonymous = status_bytes("VmHWM") - status_bytes("RssFile")
-            self.note(phase, PeakKind.RESIDENT, max(0, anonymous - self._anonymous_at_start))
+                self.note(phase, PeakKind.RESIDENT, max(0, anonymous - self._anonymous_at_start))
+        if phase is Phase.EVALUATE or index == MEASURED_STEPS - 1:
+            self._allow_for_holes()
+
+    def _allow_for_holes(self) -> None:
+        """Allow what `malloc` keeps between blocks: no more than was ever in use."""
+        most = max((p.bytes for p in self.peaks() if p.kind is PeakKind.RESIDENT), default=0)
+        widen(max(0, most - self._kept_bytes))
+        self._kept_bytes = max(most, self._kept_bytes)
 
 
 class CudaMeter(_Peaks):
-    """The caching allocator's own counters, and NVML for the process."""
+    """The caching allocator's own counters, and NVML for the process.
 
-    def __init__(self, device: Device) -> None:
+    Args:
+        device: Which one.
+        snapshot: File for torch's own snapshot of the first steady step; empty for none, since
+            recording every allocation with its stack takes time.
+    """
+
+    def __init__(self, device: Device, snapshot: str = "") -> None:
         super().__init__()
         self._index = device.index
+        self._snapshot = snapshot
         before = _device_used(device.index)
         torch.cuda.set_device(device.index)
         torch.zeros(1, device=device.label)
@@ -143,7 +169,11 @@ class CudaMeter(_Peaks):
     def instrument(self, phase: Phase, index: int, held: Callable[[], int]) -> Iterator[None]:
         """Read the allocator's peaks over the step, and the process on the device after it."""
         torch.cuda.reset_peak_memory_stats(self._index)
-        yield
+        path = ""
+        if phase is Phase.STEADY:
+            path, self._snapshot = self._snapshot, ""
+        with allocator_history(path) if path else nullcontext():
+            yield
         torch.cuda.synchronize(self._index)
         reserved = torch.cuda.max_memory_reserved(self._index)
         self.note(phase, PeakKind.ALLOCATED, torch.cuda.max_memory_allocated(self._index))
@@ -153,28 +183,59 @@ class CudaMeter(_Peaks):
             self.note(phase, PeakKind.DEVICE, max(process or 0, reserved + self.context_bytes))
 
 
-def make_meter(device: Device) -> Meter:
-    """Return the meter for a kind of device; initialises CUDA if that is the kind."""
-    return CudaMeter(device) if device.kind == "cuda" else CpuMeter()
+def make_meter(device: Device, snapshot: str = "") -> Meter:
+    """Return the meter for a kind of device; initialises CUDA if that is the kind.
+
+    Args:
+        device: Where the trial runs.
+        snapshot: File for torch's own snapshot of a step on CUDA; empty for none. A CPU's allocator
+            has none.
+    """
+    return CudaMeter(device, snapshot) if device.kind == "cuda" else CpuMeter()
+
+
+@contextmanager
+def allocator_history(path: str) -> Iterator[None]:
+    """Have the caching allocator record what it does, and keep torch's own snapshot of it.
+
+    It is written also if what runs fails: out of memory is when it is wanted most.
+
+    Args:
+        path: File of the snapshot, as pytorch.org/memory_viz reads it.
+    """
+    memory = torch.cuda.memory  # documented there, though the names begin with an underscore
+    memory._record_memory_history(max_entries=_MOST_ENTRIES, stacks="python")
+    try:
+        yield
+    finally:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        memory._dump_snapshot(path)
+        memory._record_memory_history(enabled=None)
 
 
 @contextmanager
 def _tensor_peak() -> Iterator[Callable[[], int]]:
     """Yield a function that tells, afterwards, by how much live tensor bytes rose at most."""
     gc.collect()
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     result = 0
 
     def peak() -> int:
         return result
 
-    with profiler:
+    options = profile(profile_memory=True)
+    activities = options.kineto_activities
+    _autograd._prepare_profiler(options.config(), activities)
+    _autograd._enable_profiler(
+        options.config(),
+        activities,
+        {RecordScope.USER_SCOPE},  # type: ignore[call-arg]  # the stub does not know of scopes
+    )
+    try:
         yield peak
-    if profiler.profiler is not None and profiler.profiler.kineto_results is not None:
-        result = _rise(profiler.profiler.kineto_results.experimental_event_tree())
-    # The profiler holds its events in a cycle; left alone, they would count as the next step's.
-    profiler.profiler = None
-    gc.collect()
+    finally:
+        with suspended():
+            result = _rise(_autograd._disable_profiler().experimental_event_tree())
+            gc.collect()
 
 
 def _rise(roots: list[Any]) -> int:

@@ -12,6 +12,23 @@ from autotune.core.workload import WorkloadFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The ranks of a trial that one of several nodes has.
+
+    Attributes:
+        first: The first of them.
+        count: How many there are, one after another.
+        host: Address of the node that the others know.
+        address: Where ranks meet; empty for the part that opens the meeting, and tells where.
+    """
+
+    first: int
+    count: int
+    host: str
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
     """Everything that one trial depends on.
 
@@ -27,6 +44,11 @@ class TrialSpec:
         log: File that gets standard output and error.
         probe: Train only the steps that are measured and skip the evaluation: memory only.
         keep: Folder for the trained model as plain transformers loads it; empty to keep nothing.
+        until: Share of the training after which it is evaluated and pauses; 1 to train to the end.
+        checkpoint: File that a pause leaves, and that the trial goes on from if it is there.
+        part: Which ranks are here, if others are on other nodes; None if all are here.
+        snapshot: File for torch's own snapshot of one step, of the first rank on CUDA; empty for
+            none.
     """
 
     number: int
@@ -40,6 +62,10 @@ class TrialSpec:
     log: str
     probe: bool = False
     keep: str = ""
+    until: float = 1.0
+    checkpoint: str = ""
+    snapshot: str = ""
+    part: Part | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
@@ -56,6 +82,7 @@ class TrialSpec:
                 **data,
                 "facts": WorkloadFacts.from_json(data["facts"]),
                 "device": Device(**device),
+                "part": Part(**data["part"]) if data.get("part") else None,
             }
         )
 
@@ -68,6 +95,8 @@ class Event:
         trial: Number of the trial.
         kind: `"phase"` (data: phase), `"step"` (step, steps, loss), `"outcome"` (an outcome), and
             before it starts `"screen"` (note: why it was not rehearsed, and what was done instead).
+            On a cluster also `"node"` (node, device: where it runs) and `"repeated"` (note: which
+            node was lost).
         data: Its JSON object.
         time: Unix time, or the runner's simulated time.
     """

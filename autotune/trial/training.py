@@ -16,14 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from autotune.core.outcome import Phase
-from autotune.knobs.stages import DataPlan, StepPlan
-from autotune.trial.anatomy import LiveStorages, label_step, reachable_bytes
-from autotune.trial.loop import Helpers, schedule, train_step
+from autotune.core.parts import pause_after
+from autotune.knobs.stages import StepPlan
+from autotune.trial.anatomy import LiveStorages, label_step
+from autotune.trial.layouts.team import Team
+from autotune.trial.loop import Training, schedule, train_step
 from autotune.trial.measure import FIRST_STEPS, MEASURED_STEPS
 from autotune.trial.objective import Batch, Objective
+from autotune.trial.pausing import Pause
 from autotune.trial.progress import Progress
 from autotune.trial.spec import TrialSpec
 
@@ -32,9 +34,6 @@ PROBE_STEPS = MEASURED_STEPS + 1
 
 REHEARSED_STEPS = 2
 """A first step, in which optimizer states come to be, and a steady one; others are like it."""
-
-REHEARSED_MICRO_BATCHES = 2
-"""A micro-batch that finds no gradients, and one that adds to them; others are like it."""
 
 
 class StandIns(Protocol):
@@ -57,22 +56,11 @@ class LossDiverged(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """Everything that takes part in a training, apart from where and how long."""
+class Reached:
+    """How many optimizer steps were done, and how many the whole training has."""
 
-    objective: Objective
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    helpers: Helpers
-    data: DataPlan
-    plan: StepPlan
-
-    @property
-    def held(self) -> int:
-        """Bytes of every storage that lives between steps."""
-        distiller = self.helpers.distiller
-        teacher = (distiller.teacher,) if distiller else ()
-        return reachable_bytes(self.model, self.optimizer, *teacher)
+    step: int
+    steps: int
 
 
 def train(
@@ -81,7 +69,7 @@ def train(
     spec: TrialSpec,
     progress: Progress,
     stand_ins: StandIns | None = None,
-) -> None:
+) -> Reached:
     """Train on the workload's sequences: the first steps measured, one followed, the rest timed.
 
     A configuration with another global batch makes more or fewer steps: it sees the same number of
@@ -93,22 +81,27 @@ def train(
         progress: Measures, reports, and remembers.
         stand_ins: What takes the place of the data in a rehearsal.
 
+    Returns:
+        How far it came; not to its end if it paused, or if it was only to be probed.
+
     Raises:
         LossDiverged: If the loss of a step is not finite.
     """
     workload, data, plan = spec.facts.workload, training.data, training.plan
     whole = max(1, workload.steps * workload.global_batch // data.global_batch)
-    steps = min(PROBE_STEPS, whole) if spec.probe else whole
+    steps = min(PROBE_STEPS, whole) if spec.probe else pause_after(spec.until, whole)
     first = FIRST_STEPS
     batches = training.objective.train_batches(data, workload.seed)
     if stand_ins is not None:
         steps, first = min(REHEARSED_STEPS, whole), REHEARSED_STEPS - 1
-        training = replace(training, plan=_few_micro_batches(plan))
+        training = replace(training, plan=_few_micro_batches(plan, training.team))
         batches = _measured(batches)
     device = torch.device(spec.device.label)
     rates = schedule(training.optimizer, whole)
+    pause = Pause(training, rates, spec)
+    progress.step = pause.go_on(batches)
     progress.tokens_per_step = data.global_batch * data.sequence_length
-    for step in range(steps):
+    for step in range(progress.step, steps):
         phase = Phase.FIRST if step < first else Phase.STEADY
         progress.enter(phase)
         batch = next(batches)
@@ -116,7 +109,7 @@ def train(
             progress.tokens_per_step = batch["input_ids"].numel()
         began = time.perf_counter()
         if stand_ins is not None:
-            few = _first_rows(batch, plan)
+            few = _first_rows(batch, plan, training.team)
             with progress.meter.instrument(phase, step, lambda: training.held):
                 loss = labelled_step(training, few, device, stand_ins.storages)
         elif step == MEASURED_STEPS:
@@ -129,7 +122,10 @@ def train(
             raise LossDiverged(step, loss)
         for told in plan.after_step:
             told(training.model, (step + 1) / whole)
-        progress.finish_step(steps, loss, time.perf_counter() - began)
+        shown = whole if spec.until < 1.0 else steps
+        progress.finish_step(shown, loss, time.perf_counter() - began)
+    pause.keep(steps, whole)
+    return Reached(step=steps, steps=whole)
 
 
 def one_step(
@@ -144,6 +140,7 @@ def one_step(
         training.plan,
         device=device,
         helpers=training.helpers,
+        team=training.team,
         enter=enter,
     )
 
@@ -185,13 +182,13 @@ def _measured(batches: Iterator[Batch]) -> Iterator[Batch]:
     yield from itertools.islice(batches, FIRST_STEPS - 1, None)
 
 
-def _few_micro_batches(plan: StepPlan) -> StepPlan:
-    return replace(plan, accumulation=min(plan.accumulation, REHEARSED_MICRO_BATCHES))
+def _few_micro_batches(plan: StepPlan, team: Team) -> StepPlan:
+    return replace(plan, accumulation=min(plan.accumulation, team.different_micro_batches))
 
 
-def _first_rows(batch: Batch, plan: StepPlan) -> Batch:
+def _first_rows(batch: Batch, plan: StepPlan, team: Team) -> Batch:
     """Return what the first micro-batches consist of; see `loop.train_step` for how it is split."""
-    pieces = _few_micro_batches(plan).accumulation
+    pieces = _few_micro_batches(plan, team).accumulation
     return {
         name: tensor[: pieces * -(-len(tensor) // plan.accumulation)]
         for name, tensor in batch.items()

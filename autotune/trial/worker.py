@@ -16,16 +16,32 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from autotune.core.errors import AutotuneError
 from autotune.core.knob import run_stage
-from autotune.core.outcome import Crashed, Diverged, Outcome, OutOfMemory, Phase
+from autotune.core.outcome import (
+    Completed,
+    Crashed,
+    Diverged,
+    Measurement,
+    Outcome,
+    OutOfMemory,
+    Paused,
+    Phase,
+)
 from autotune.core.workload import Workload
 from autotune.trial import cold
+from autotune.trial.layouts.group import run_group
+from autotune.trial.layouts.seat import Seat, ranks_of
 from autotune.trial.spec import TrialSpec
+
+Report = Callable[[str, dict[str, Any]], None]
+"""Takes the kind of an event and its data."""
 
 _REPORT_SECONDS = 0.2
 _TRACEBACK_CHARACTERS = 20_000
@@ -62,26 +78,35 @@ def enter(request: str, connection: Connection) -> None:
     os.setsid()
     gc.freeze()  # what was imported lives on; collections need not walk it, nor copy its pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
-    threading.Thread(target=_end_with_driver, daemon=True).start()
     message = json.loads(request)
     _redirect_output(message["log"])
     if variables := _variables(message):
         cold.restart(message, connection, variables)
-    serve(message, connection)
+    watcher = threading.Thread(target=_end_with_driver, daemon=True)
+    serve(message, connection, watcher.start)
 
 
-def serve(message: dict[str, Any], connection: Connection) -> None:
+def serve(
+    message: dict[str, Any], connection: Connection, watch: Callable[[], object] = int
+) -> None:
     """Do what a request asks for, report it, and end the process.
 
     Args:
         message: The request.
         connection: Where events go.
+        watch: Starts the thread that ends this process with the driver; nothing is forked then.
     """
     channel = Channel(connection)
     if message["do"] == "describe":
+        watch()
         _describe(message, channel)
     else:
-        outcome = _trial(TrialSpec.from_json(message["spec"]), channel)
+        spec = TrialSpec.from_json(message["spec"])
+        if (ranks := ranks_of(spec)) > 1:
+            outcome = run_group(spec, ranks, _rank, channel.send, watch)
+        else:
+            watch()
+            outcome = _trial(spec, channel.send)
         channel.send("outcome", outcome.to_json())
     connection.close()
     sys.stdout.flush()
@@ -120,11 +145,17 @@ def _variables(message: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if os.environ.get(name) != value}
 
 
-def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
-    """Run a trial under its limits and return how it ended."""
+def _rank(spec: TrialSpec, seat: Seat, report: Report) -> Outcome:
+    """Run one rank of a trial of several, in a process of its own."""
+    return _trial(spec, report, seat)
+
+
+def _trial(spec: TrialSpec, report: Report, seat: Seat | None = None) -> Outcome:
+    """Run a trial, or one rank of it, under its limits and return how it ended."""
     import torch
 
     from autotune.trial import limits
+    from autotune.trial.layouts.join import join
     from autotune.trial.lifecycle import run_trial
     from autotune.trial.measure import make_meter
     from autotune.trial.progress import Progress
@@ -134,8 +165,9 @@ def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
     torch.set_num_threads(spec.threads)
     torch.manual_seed(spec.facts.workload.seed)
     counted = str(Phase.EVALUATE) if spec.facts.workload.purpose == "inference" else ""
-    progress = Progress(meter=make_meter(spec.device), report=channel.send, counted=counted)
-    limits.enforce(spec.limit_bytes, spec.device, progress.meter.context_bytes)
+    snapshot = spec.snapshot if seat is None or seat.rank == 0 else ""
+    meter = make_meter(spec.device, snapshot)
+    progress = Progress(meter=meter, report=report, counted=counted)
     data_bytes = limits.status_bytes("VmData")
 
     def common() -> dict[str, Any]:
@@ -143,8 +175,9 @@ def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
         return {"seconds": seconds, "measurement": progress.measurement()}
 
     try:
-        completed = run_trial(spec, progress)
-        return type(completed)(scores=completed.scores, **common())
+        team = join(spec, seat)  # before the limit, which would count the stacks of its threads
+        limits.enforce(spec.limit_bytes, spec.device, progress.meter.context_bytes)
+        return _timed(run_trial(spec, progress, team=team), **common())
     except LossDiverged as error:
         return Diverged(step=error.step, loss=str(error.loss), **common())
     except Exception as error:  # noqa: BLE001  whatever a trial raises is its outcome
@@ -164,6 +197,12 @@ def _trial(spec: TrialSpec, channel: Channel) -> Outcome:
         return Crashed(
             exit_code=1, error=f"{type(error).__name__}: {error}"[:500], traceback=text, **common()
         )
+
+
+def _timed(outcome: Completed | Paused, *, seconds: float, measurement: Measurement) -> Outcome:
+    """Return an outcome with how long it took; its rungs are over by then, too."""
+    rungs = tuple(replace(rung, seconds=seconds) for rung in outcome.rungs)
+    return replace(outcome, seconds=seconds, measurement=measurement, rungs=rungs)
 
 
 def _held_bytes(spec: TrialSpec, data_bytes_at_start: int) -> int:

@@ -125,7 +125,7 @@ def _rows(number: int) -> Iterator[tuple[type[Base], dict[str, Any]]]:
     describe_outcome(row, record, outcome, METRIC)
     yield TrialRow, _values(row)
     for knob in knob_rows(row.id, record.config, KNOBS):
-        yield KnobRow, _values(knob)
+        yield KnobRow, knob
     for index in range(EXTRA_KNOBS):
         value = rng.randint(0, 3)
         yield (
@@ -138,8 +138,8 @@ def _rows(number: int) -> Iterator[tuple[type[Base], dict[str, Any]]]:
                 "neutral": value == 0,
             },
         )
-    for beside in outcome_rows(row.id, outcome):
-        yield type(beside), _values(beside)
+    for table, rows in outcome_rows(row.id, outcome).items():
+        yield from ((table, beside) for beside in rows)
 
 
 def _values(row: Base) -> dict[str, Any]:

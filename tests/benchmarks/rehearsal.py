@@ -33,15 +33,17 @@ from autotune.core.outcome import Completed, Measurement, PeakKind, Phase, outco
 from autotune.core.space import parse_space
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.knobs import BUILTIN
+from autotune.knobs.stages import LoadPlan
 from autotune.memory.predict import estimated
 from autotune.memory.rehearsal import CannotRehearse, Rehearsal
 from autotune.memory.rehearsal_worker import RehearsalWorker
 from autotune.plan import context_of
 from autotune.runners.devices import cpu_device, library_versions
 from autotune.runners.local import LocalRunner
+from autotune.trial.objective import load_objective
 from autotune.trial.spec import TrialSpec
 
-PHASES = (Phase.FIRST, Phase.STEADY, Phase.EVALUATE)
+PHASES = (Phase.LOAD, Phase.FIRST, Phase.STEADY, Phase.EVALUATE)
 STEPS = 5
 
 _LLAMA = {
@@ -133,6 +135,8 @@ EXTRA: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2-wide": ("causal_lm", "gpt2", {**_GPT2, "n_embd": 768, "n_layer": 6}),
     "llama-wide": ("causal_lm", "llama", {**_LLAMA, "hidden_size": 768, "intermediate_size": 2048,
                                           "num_hidden_layers": 6}),
+    "bert-wide": ("text_classification", "bert", {**_BERT, "hidden_size": 768,
+                  "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 6}),
     **{f"gpt2-{layers}": ("causal_lm", "gpt2", {**SMALL, "n_layer": layers})
        for layers in (12, 24, 48)},
 }  # fmt: skip
@@ -140,8 +144,9 @@ EXTRA: dict[str, tuple[str, str, dict[str, Any]]] = {
 RESIDENT: dict[str, tuple[dict[str, Value], ...]] = {
     "gpt2-wide": ({}, {"checkpointing": "full"}, {"zero_grad": "keep"}, {"optimizer": "lion"}),
     "llama-wide": ({}, {"loss_chunks": 4}, {"accumulation": 2}, {"optimizer": "adafactor"}),
+    "bert-wide": ({}, {"precision": "bf16"}, {"attention": "eager"}, {"checkpointing": "full"}),
 }
-"""Configurations by model that take more than 500 MB."""
+"""Configurations by model; nearly all take more than 500 MB."""
 
 
 def make_spec(facts: WorkloadFacts, folder: Path, config: Mapping[str, Value]) -> TrialSpec:
@@ -187,6 +192,7 @@ def errors(rehearsed: Rehearsal, measured: Measurement) -> dict[str, float]:
     return {
         str(phase): rehearsed.peaks[phase] / measured.peak(PeakKind.ALLOCATED, phase) - 1
         for phase in PHASES
+        if str(phase) in rehearsed.peaks
     }
 
 
@@ -201,7 +207,7 @@ def exactness(folder: Path, models: Sequence[str], most: int) -> list[dict[str, 
     with RehearsalWorker() as worker:
         for name in models:
             facts = describe(runner, folder, name, batch=8, tokens=64)
-            rule = rule_bytes(folder, name)
+            rule = rule_bytes(folder, facts)
             for config in list(legal(facts))[:most]:
                 spec = make_spec(facts, folder, config)
                 label = Config(config, BUILTIN).describe(BUILTIN)
@@ -224,7 +230,7 @@ def exactness(folder: Path, models: Sequence[str], most: int) -> list[dict[str, 
                 rows.append({
                     "model": name, "config": config, "errors": found, "measured": peak,
                     "rehearsed": rehearsed.peak_bytes, "cpu_seconds": rehearsed.seconds,
-                    "accelerate": rule,
+                    "accelerate": rule, "parameters": rehearsed.parameters,
                 })  # fmt: skip
     runner.close()
     if not any(row.get("accelerate") for row in rows):
@@ -258,7 +264,9 @@ def resident(folder: Path) -> list[dict[str, Any]]:
                 spec = replace(make_spec(facts, folder, config), probe=True)
                 predicted = estimated(spec, worker).predicted_bytes
                 measured = measure(runner, spec)
-                peak = max(measured.peak(PeakKind.RESIDENT, phase) for phase in PHASES[:2])
+                peak = max(
+                    measured.peak(PeakKind.RESIDENT, phase) for phase in (Phase.FIRST, Phase.STEADY)
+                )
                 print(
                     f"{name:<12}{Config(config, BUILTIN).describe(BUILTIN):<40}"
                     f"{predicted / 2**20:>10.1f} MiB{peak / 2**20:>10.1f} MiB"
@@ -272,19 +280,23 @@ def resident(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def rule_bytes(folder: Path, name: str) -> int | None:
-    """Return what `accelerate estimate-memory` says of training with Adam; None without it."""
+def rule_bytes(folder: Path, facts: WorkloadFacts) -> int | None:
+    """Return what `accelerate estimate-memory` says of training a model with Adam; None without it.
+
+    It looks at the model alone, the one that is trained here, and so says the same of every
+    configuration.
+    """
     try:
         from accelerate.utils import calculate_maximum_sizes
     except ImportError:
         return None
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    causal = MODELS[name][0] == "causal_lm"
-    kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    workload = facts.workload
+    objective = load_objective(workload.objective)(workload, folder / "cache")
     with torch.device("meta"):
-        model = kind.from_config(AutoConfig.from_pretrained(folder / name))
+        model = objective.build(LoadPlan(shapes_only=True), workload.seed)
+    assert sum(p.numel() for p in model.parameters()) == facts.model.parameters
     return int(calculate_maximum_sizes(model)[0]) * 4
 
 

@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -40,6 +40,7 @@ from autotune.knobs import BUILTIN
 from autotune.memory.outside import CONTEXT_BYTES
 from autotune.memory.predict import counted
 from autotune.memory.rehearsal import Rehearsal
+from autotune.memory.structure import structure_of
 from autotune.runners.device_table import find_device
 from autotune.search.optuna import OptunaProposer
 from autotune.search.screen import Screen
@@ -190,12 +191,15 @@ class Study:
         failed: Those of them that ran out of memory.
         refused: Proposals that were refused.
         wrong: Those of them that would have fitted.
+        structures: Those of all proposals (`memory/structure.py`), of which each is rehearsed anew
+            and further ones could be derived.
     """
 
     trials: int = 0
     failed: int = 0
     refused: int = 0
     wrong: int = 0
+    structures: set[str] = field(default_factory=set)
 
 
 def simulate(space: Space, context: Context, world: World, limit: int, *, seed: int, most: int,
@@ -212,7 +216,10 @@ def simulate(space: Space, context: Context, world: World, limit: int, *, seed: 
             break
         origin = Origin.SAMPLER if number >= len(opening) else tuple(Origin)[number]
         record = TrialRecord(number=number, config=config, origin=origin, limit_bytes=limit)
-        look = screen.look(spec_of(config, number, limit))
+        spec = spec_of(config, number, limit)
+        structure = structure_of(spec)
+        found.structures.add(structure.key if structure else "")
+        look = screen.look(spec)
         record = replace(record, rehearsed_bytes=look.rehearsed_bytes)
         refusal = screen.refusal(look) if screened else None
         proposer.tell(record)
@@ -289,6 +296,7 @@ def summary(runs: Mapping[bool, Sequence[Study]]) -> dict[str, Any]:
         "failed": sum(study.failed for study in runs[True]),
         "refused": sum(study.refused for study in runs[True]),
         "wrongly": sum(study.wrong for study in runs[True]),
+        "structures": sum(len(study.structures) for study in runs[True]),
     }
 
 
@@ -305,9 +313,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{failed} of {trials} trials after the first {FIRST} ran out of memory: "
           f"{failed / trials:.2%}, {mean(r['unscreened'] for r in rows):.0%} without a screen "
           f"({time.monotonic() - began:.0f} s)")  # fmt: skip
+    asked_for = sum(r["trials"] + r["refused"] for r in rows) + FIRST * asked.seeds * len(rows)
+    structures = sum(r["structures"] for r in rows)
+    print(f"{asked_for} proposals were of {structures} structures")
     document = {
         "goal": GOAL,
         "out_of_memory": failed / trials,
+        "proposals": asked_for,
+        "structures": structures,
         "simulated": rows,
     }
     if asked.json is not None:

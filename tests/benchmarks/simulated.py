@@ -13,6 +13,7 @@ from pathlib import Path
 from autotune.core.budget import Budget
 from autotune.core.config import Config
 from autotune.core.context import Device
+from autotune.core.outcome import Completed, Outcome, Paused, Rung
 from autotune.core.record import TrialRecord
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.driver import Search
@@ -55,9 +56,33 @@ class SimulatedRunner:
         outcome = self._problem.train(spec.number, config, self._seed).outcome
         if outcome is None:
             raise ValueError(f"trial {spec.number} of a problem has no outcome")
+        if spec.checkpoint:
+            outcome = self._part(spec, config, outcome)
         due = self._now + outcome.seconds
         event = Event(trial=spec.number, kind="outcome", data=outcome.to_json(), time=due)
         heapq.heappush(self._due, (due, next(self._order), event))
+
+    def _part(self, spec: TrialSpec, config: Config, outcome: Outcome) -> Outcome:
+        """Return how a trial ends that goes on from where it paused, and may pause again."""
+        if not isinstance(outcome, Completed):
+            return outcome
+        path = Path(spec.checkpoint)
+        before = float(path.read_text()) if path.is_file() else 0.0
+        seconds = outcome.seconds * (spec.until - before)
+        if spec.until == 1.0:
+            return replace(outcome, seconds=seconds)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(spec.until))
+        steps = outcome.measurement.steps
+        score = self._problem.at_rung(spec.number, config, self._seed, spec.until)
+        rung = Rung(
+            share=spec.until,
+            step=round(spec.until * steps),
+            steps=steps,
+            seconds=seconds,
+            scores={LOSS.name: score},
+        )
+        return Paused(seconds=seconds, measurement=outcome.measurement, rungs=(rung,))
 
     def next(self, timeout: float | None = None) -> Event | None:
         """Move on to the next end of a trial, however long that takes."""
@@ -81,12 +106,21 @@ class SimulatedRunner:
 
 def facts_of(problem: Problem) -> WorkloadFacts:
     """Return facts that say what is searched for."""
-    return replace(make_spec().facts, metrics=(LOSS,))
+    facts = make_spec().facts
+    workload = replace(facts.workload, steps=problem.steps)
+    return replace(facts, metrics=(LOSS,), workload=workload)
 
 
 @contextmanager
 def search_of(
-    problem: Problem, proposer: Proposer, folder: Path, *, trials: int, seed: int, slots: int = 1
+    problem: Problem,
+    proposer: Proposer,
+    folder: Path,
+    *,
+    trials: int,
+    seed: int,
+    slots: int = 1,
+    rungs: str = "",
 ) -> Iterator[Search]:
     """Make a search of a problem with everything that a real one has, its database included."""
     device = Device(kind="cpu", total_bytes=2**45)
@@ -98,6 +132,7 @@ def search_of(
         device=device.to_json(),
         jobs=slots,
         trial_limit=math.inf,
+        rungs=rungs,
     )
     plan = Plan(
         spec=spec,
@@ -122,9 +157,18 @@ def search_of(
 
 
 def run_loop(
-    problem: Problem, proposer: Proposer, folder: Path, *, trials: int, seed: int, slots: int = 1
+    problem: Problem,
+    proposer: Proposer,
+    folder: Path,
+    *,
+    trials: int,
+    seed: int,
+    slots: int = 1,
+    rungs: str = "",
 ) -> list[TrialRecord]:
     """Return the trials of a search by `autotune.tuner.search`, in order."""
-    with search_of(problem, proposer, folder, trials=trials, seed=seed, slots=slots) as state:
+    with search_of(
+        problem, proposer, folder, trials=trials, seed=seed, slots=slots, rungs=rungs
+    ) as state:
         search(state)
         return state.ended

@@ -174,3 +174,14 @@ def test_reader_that_goes_away_is_no_error(
 
         monkeypatch.setattr("sys.stdout", Closed())
         assert main(["front"]) == 1
+
+
+@pytest.mark.parametrize("results", ["s3://bucket/runs", "gs:/bucket", "https://host/runs"])
+@pytest.mark.parametrize("command", ["front", "run --budget 1GB --space smoke --dry-run"])
+def test_results_at_a_url_are_refused(
+    autotune_says: Command, command: str, results: str, tmp_path: Path
+) -> None:
+    said = autotune_says(*command.split(), "--results", results)
+    assert said.status == 2
+    assert "is a URL" in said.err
+    assert "--results DIR" in said.err

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from autotune.core.context import Device
+from autotune.core.domains import Value
+from autotune.export.accelerate import export_accelerate
 from autotune.export.base import EXPORTERS
 from tests.cli.conftest import Command
 from tests.cli.recorded import NAME
+from tests.exports import subject_of
 
 
 def test_one_file_goes_to_standard_output(autotune_says: Command, recorded: Path) -> None:
@@ -95,15 +99,45 @@ def test_accelerate_reads_its_file(autotune_says: Command, recorded: Path) -> No
     said = autotune_says("export", f"{NAME}/2", "--to", "accelerate")
     assert said.status == 2
     assert "set precision to bf16_mixed" in said.err
-    from autotune.export.accelerate import export_accelerate
-    from tests.exports import subject_of
-
     text = export_accelerate(subject_of({"precision": "bf16_mixed"})).main
     Path("accelerate.yaml").write_text(text)
     config = config_args.ClusterConfig.from_yaml_file("accelerate.yaml")
     assert config.mixed_precision == "bf16"
     assert config.to_dict()["use_cpu"] is True
     assert YAML(typ="safe").load(text)["num_processes"] == 1
+
+
+ACCELERATED: tuple[dict[str, Value], ...] = (
+    {"precision": "bf16_mixed"},
+    {"precision": "fp16_mixed", "compile": "inductor"},
+    {"layout.ranks": 2},
+    {"layout.ranks": 2, "layout.data": "zero2"},
+    {"layout.ranks": 4, "layout.data": "zero3"},
+)
+
+
+@pytest.mark.parametrize("config", ACCELERATED, ids=str)
+def test_accelerate_launches_with_its_file(config: dict[str, Value], tmp_path: Path) -> None:
+    launch = pytest.importorskip("accelerate.commands.launch")
+    card = Device(kind="cuda", name="Card", total_bytes=2**34, bf16=True, capability=(9, 0))
+    subject = subject_of(config, device=card)
+    (file,) = export_accelerate(subject).write(tmp_path)
+    parser = launch.launch_command_parser()
+    known = vars(parser.parse_args(["train.py"]))
+    text = YAML(typ="safe").load(file)
+    nested = {name for value in text.values() if isinstance(value, dict) for name in value}
+    assert nested <= set(known)  # it takes any name there, and ignores those it does not know
+    typed = parser.parse_args(["--config_file", str(file), "train.py"])
+    arguments, _, _ = launch._validate_launch_command(typed)
+    data, ranks = subject.value("layout.data"), subject.number("layout.ranks")
+    assert arguments.num_processes == ranks
+    assert arguments.mixed_precision == str(config.get("precision", "no")).removesuffix("_mixed")
+    assert arguments.dynamo_backend.lower() == config.get("compile", "no")
+    assert arguments.multi_gpu is (ranks > 1 and data == "ddp")
+    assert arguments.use_fsdp is (data in ("zero2", "zero3"))
+    if arguments.use_fsdp:
+        assert int(arguments.fsdp_version) == 2
+        assert arguments.fsdp_reshard_after_forward is (data == "zero3")
 
 
 def test_guide_lists_and_shows_pages(autotune_says: Command) -> None:

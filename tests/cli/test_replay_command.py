@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import autotune.cli.replay
 import autotune.repeat
 import autotune.tuner
 from autotune.core.outcome import Completed
 from autotune.plan import Settings
+from autotune.repeat import Repeat, repeat_trial
 from autotune.runners.replay import ReplayRunner
+from autotune.storage.places import snapshot_path
 from autotune.storage.run import Run
 from tests.cli.conftest import Command
 from tests.cli.recorded import DEVICE, NAME
@@ -128,3 +131,38 @@ def test_the_recorded_device_is_used(
     monkeypatch.setattr(autotune.repeat, "local_runner", runner)
     autotune_says("replay", f"{NAME}/3")
     assert [(settings.device, settings.jobs) for settings in asked] == [(DEVICE.label, 1)]
+
+
+def test_a_cpu_has_no_snapshot_and_show_says_where_one_lies(
+    autotune_says: Command, replayed: Run
+) -> None:
+    said = autotune_says("replay", f"{NAME}/3", "--snapshot")
+    assert said.status == 2
+    assert "only CUDA's caching allocator makes snapshots" in " ".join(said.err.split())
+    assert autotune_says("show", f"{NAME}/3", "--json").document["trial"]["snapshot"] is None
+    path = snapshot_path(replayed.folder, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"torch's own")
+    text = autotune_says("show", f"{NAME}/3").out
+    assert f"torch's own snapshot of one step: {path}" in text
+    assert "pytorch.org/memory_viz" in text
+    document = autotune_says("show", f"{NAME}/3", "--json").document
+    assert document["trial"]["snapshot"] == str(path)
+
+
+def test_replay_says_what_became_of_the_snapshot(
+    autotune_says: Command, replayed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeat(run: Run, number: int, *, snapshot: Path, **more: object) -> Repeat:
+        if leaves:
+            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            snapshot.write_bytes(b"torch's own")
+        return repeat_trial(run, number)
+
+    monkeypatch.setattr(autotune.cli.replay, "repeat_trial", repeat)
+    leaves = False
+    text = " ".join(autotune_says("replay", f"{NAME}/3", "--snapshot").out.split())
+    assert "There is no snapshot: the trial ended before its first steady step." in text
+    leaves = True
+    document = autotune_says("replay", f"{NAME}/3", "--snapshot", "--json").document
+    assert document["snapshot"] == str(snapshot_path(replayed.folder, 3))

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from autotune.cli.front import spell_percent
+from autotune.memory.rehearsal_worker import RehearsalWorker
+from autotune.memory.trace import Scale, Trace
+from autotune.trial.spec import TrialSpec
 from tests.cli.conftest import Command
 from tests.cli.recorded import NAME
+from tests.reports import trace_of
 
 
 def test_report_is_written_into_the_folder_of_the_run(
@@ -31,7 +35,32 @@ def test_report_in_other_formats_and_places(autotune_says: Command, recorded: Pa
     ]
     names = [section["name"] for section in document["sections"]]
     assert names[0] == "trade-off"
-    assert {section["declined"] for section in document["sections"]} == {None}
+    declined = {s["name"]: s["declined"] for s in document["sections"] if s["declined"]}
+    assert list(declined) == ["timeline"]
+    assert "`autotune report bert-16gb` makes it" in declined["timeline"]
+
+
+def test_report_rehearses_what_the_end_of_the_run_left_out(
+    autotune_says: Command, recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Worker(RehearsalWorker):
+        def trace(self, spec: TrialSpec, scale: Scale | None = None) -> Trace:
+            assert Path(spec.cache) == Path("results") / NAME / "cache"
+            asked.append(spec.number)
+            return trace_of((("forward", "aten.mm", "activations", 2**20),))
+
+    monkeypatch.setattr("autotune.memory.rehearsal_worker.RehearsalWorker", Worker)
+    (recorded / "cache" / "data").mkdir()
+    assert autotune_says("report", "--no-rehearsal").err == ""
+    assert asked == []
+    said = autotune_says("report")
+    assert asked
+    assert f"rehearsing one step of trial {asked[0]} for its memory timeline" in said.err
+    assert "without timeline" not in said.out
+    assert "Rehearsed memory of trial" in (recorded / "report.html").read_text()
+    assert autotune_says("report").err == "", "it is made once"
 
 
 def test_light_report_has_its_script_beside_it(autotune_says: Command, recorded: Path) -> None:
@@ -90,6 +119,8 @@ def test_why_shows_shares_and_what_is_missing(autotune_says: Command, recorded: 
     shares = {share["knob"]: share for share in document["shares"]}
     assert shares["checkpointing"]["saved_gib"] == pytest.approx(5.0)
     assert shares["precision"]["saved_gib"] is None
+    assert "the data that bert-16gb prepared is not in" in shares["precision"]["reason"]
+    assert "The trial cannot be rehearsed: the data that" in " ".join(said.out.split())
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from syrupy.assertion import SnapshotAssertion
 
 import autotune.cli.dry_run
 import autotune.tuner
-from autotune.core.outcome import Crashed
+from autotune.core.outcome import Completed, Crashed
 from autotune.core.record import TrialRecord
+from autotune.core.seeds import Repetition
 from autotune.plan import Settings
 from autotune.runners.replay import ReplayRunner
 from autotune.storage.run import Run
@@ -48,6 +49,43 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
 
     use(records())
     return use
+
+
+def again(record: TrialRecord, *scores: float) -> TrialRecord:
+    """The trial as if it had been recorded with further seeds, too."""
+    assert isinstance(record.outcome, Completed)
+    own = record.outcome.scores["accuracy"]
+    ends = [
+        replace(record.outcome, scores={"accuracy": replace(own, value=value)}) for value in scores
+    ]
+    repeats = [Repetition(seed=1 + n, started=0.0, outcome=end) for n, end in enumerate(ends)]
+    return replace(record, repeats=tuple(repeats))
+
+
+def test_run_repeats_what_is_near_the_front(replays: Replays, autotune_says: Command) -> None:
+    replays([again(r, 0.7, 0.8) if isinstance(r.outcome, Completed) else r for r in records()])
+    said = autotune_says(*RUN, "--repeats", "2", "--json")
+    front = said.document["front"]
+    assert said.status == 0
+    assert {trial["seeds"] for trial in front} == {3}
+    notes = [line for line in said.err.splitlines() if line.startswith("note ")]
+    assert sum("on average" in line for line in notes) >= 2
+    assert "with further seeds" in notes[-1]
+    number = front[0]["trial"]
+    mean = front[0]["scores"]["accuracy"]["value"]
+    trial = autotune_says("show", f"mine/{number}", "--json").document["trial"]
+    assert [r["scores"]["accuracy"]["value"] for r in trial["repeats"]] == [0.7, 0.8]
+    assert trial["outcome"]["scores"]["accuracy"]["value"] == pytest.approx(3 * mean - 1.5)
+    screen = autotune_says("show", f"mine/{number}").out
+    assert "By seed; scores above are their mean" in screen
+    assert notes[-1].removeprefix("note     ") in " ".join(autotune_says("show").out.split())
+    sql = "select trial, score, seeds from front order by trial"
+    rows = autotune_says("query", "--json", sql).document["rows"]
+    assert [number, mean, 3] in rows
+    again_ = autotune_says("resume", "mine", "--repeats", "2")
+    assert again_.status == 0
+    assert not any("on average" in line for line in again_.err.splitlines())
+    assert autotune_says("resume", "mine", "--repeats", "often").status == 2
 
 
 def test_run_reports_lines_and_a_final_screen(
@@ -145,6 +183,19 @@ def test_dry_run_says_where_each_setting_comes_from(
     assert sources["device"] == "environment"
     assert sources["trials"] == "default"
     assert sources["global_batch"] == "the space"
+
+
+def test_dry_run_refuses_what_a_run_would(
+    replays: Replays, autotune_says: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_DEVICE", "cpu")
+    dry = ("run", "--budget", "8GB", "--space", "smoke", "--dry-run")
+    said = autotune_says(*dry, "--warm-start", "nosuchrun")
+    assert (said.status, "unknown run 'nosuchrun'" in said.err) == (2, True)
+    found = autotune_says(*dry, "--devices", "2", "--rungs", "1/2", "--json").document
+    shown = {setting["name"]: setting["value"] for setting in found["settings"]}
+    assert (shown["devices"], shown["rungs"]) == ("2", "1/2")
+    assert "warm_start" not in shown
 
 
 def test_flag_wins_over_environment_over_file_over_default(

@@ -159,8 +159,13 @@ class Trial:
         }
 
 
-CHOICES = [(k, v) for k in BUILTIN for v in k.domain.grid() if v != k.neutral]
-"""Every value off neutral, with its knob."""
+CHOICES = [
+    (k, v)
+    for k in BUILTIN
+    for v in k.domain.grid()
+    if v != k.neutral and not k.name.startswith("layout.")
+]
+"""Every value off neutral, with its knob; layouts need several processes (`test_layouts.py`)."""
 
 
 @cache

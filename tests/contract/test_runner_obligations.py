@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from autotune.core.workload import Workload, WorkloadFacts
 from autotune.runners.base import Runner
 from autotune.runners.local import LocalRunner
 from autotune.runners.replay import ReplayRunner
-from tests.contract.test_runners import OBJECTIVE, make_spec
+from tests.contract.test_runners import OBJECTIVE, describe, is_gone, make_spec
+from tests.rays import needs_ray, ray_runner
 
 pytestmark = pytest.mark.training
 
@@ -44,12 +46,15 @@ def make_replay(folder: Path) -> Runner:
 
 RUNNERS: dict[str, Callable[[Path], Runner]] = {
     "local": lambda folder: LocalRunner(slots=2),
+    "ray": lambda folder: ray_runner(slots=2),
     "replay": make_replay,
 }
 
 
-@pytest.fixture(params=sorted(RUNNERS))
+@pytest.fixture(params=["local", pytest.param("ray", marks=needs_ray), "replay"])
 def runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runner]:
+    if request.param == "ray":
+        request.getfixturevalue("ray_nodes")
     runner = RUNNERS[request.param](tmp_path)
     yield runner
     runner.close()
@@ -112,3 +117,16 @@ def test_time_goes_on_and_closing_twice_is_fine(
     runner.close()
     runner.close()
     assert runner.next(timeout=0.1) is None
+
+
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=needs_ray)], indirect=True)
+def test_close_leaves_no_process(runner: Runner, tmp_path: Path) -> None:
+    marker = tmp_path / "grandchild"
+    facts = describe(runner, tmp_path, {"1": f"grandchild {marker}"})
+    runner.submit(make_spec(facts, tmp_path))
+    until = time.monotonic() + 60
+    while not (marker.exists() and marker.read_text()) and time.monotonic() < until:
+        runner.next(timeout=0.1)
+    runner.close()
+    runner.close()
+    assert is_gone(int(marker.read_text()))

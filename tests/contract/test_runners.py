@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from autotune.runners.base import Runner
 from autotune.runners.devices import cpu_device
 from autotune.runners.local import LocalRunner
 from autotune.trial.spec import TrialSpec
+from tests.rays import needs_ray, ray_runner
 
 pytestmark = pytest.mark.training
 
@@ -35,9 +36,17 @@ OBJECTIVE = "tests.integration.troubled:Troubled"
 GIB = 2**30
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[LocalRunner]:
-    runner = LocalRunner(slots=4)
+MAKERS: dict[str, Callable[[], Runner]] = {
+    "local": lambda: LocalRunner(slots=4),
+    "ray": lambda: ray_runner(slots=4),
+}
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=needs_ray)])
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    if request.param == "ray":
+        request.getfixturevalue("ray_nodes")
+    runner = MAKERS[request.param]()
     yield runner
     runner.close()
 
@@ -85,7 +94,7 @@ def run(runner: Runner, folder: Path, trouble: str, **limits: float) -> Outcome:
     return outcome_of(runner, make_spec(facts, folder, **limits))  # type: ignore[arg-type] # floats and ints by name
 
 
-def test_completes_with_scores_and_peaks(runner: LocalRunner, tmp_path: Path) -> None:
+def test_completes_with_scores_and_peaks(runner: Runner, tmp_path: Path) -> None:
     facts = describe(runner, tmp_path, {})
     outcome = outcome_of(runner, make_spec(facts, tmp_path))
     assert isinstance(outcome, Completed)
@@ -101,7 +110,7 @@ def test_completes_with_scores_and_peaks(runner: LocalRunner, tmp_path: Path) ->
     assert outcome.measurement.steps == 8
 
 
-def test_is_repeatable_to_the_byte(runner: LocalRunner, tmp_path: Path) -> None:
+def test_is_repeatable_to_the_byte(runner: Runner, tmp_path: Path) -> None:
     facts = describe(runner, tmp_path, {})
     first, second = (outcome_of(runner, make_spec(facts, tmp_path, number=n)) for n in (1, 2))
     assert isinstance(first, Completed)
@@ -110,7 +119,7 @@ def test_is_repeatable_to_the_byte(runner: LocalRunner, tmp_path: Path) -> None:
     assert first.scores == second.scores
 
 
-def test_a_probe_measures_without_scoring(runner: LocalRunner, tmp_path: Path) -> None:
+def test_a_probe_measures_without_scoring(runner: Runner, tmp_path: Path) -> None:
     facts = describe(runner, tmp_path, {})
     outcome = outcome_of(runner, make_spec(facts, tmp_path, probe=True))
     assert isinstance(outcome, Completed)
@@ -118,7 +127,7 @@ def test_a_probe_measures_without_scoring(runner: LocalRunner, tmp_path: Path) -
     assert outcome.measurement.peak(PeakKind.ALLOCATED, Phase.STEADY) > 0
 
 
-def test_out_of_memory_says_where_and_how_much(runner: LocalRunner, tmp_path: Path) -> None:
+def test_out_of_memory_says_where_and_how_much(runner: Runner, tmp_path: Path) -> None:
     outcome = run(runner, tmp_path, "allocate 700", limit_bytes=300 * 2**20)
     assert isinstance(outcome, OutOfMemory)
     assert outcome.phase is Phase.FIRST
@@ -126,7 +135,7 @@ def test_out_of_memory_says_where_and_how_much(runner: LocalRunner, tmp_path: Pa
     assert outcome.measurement.peak(PeakKind.ALLOCATED, Phase.LOAD) > 0
 
 
-def test_within_the_limit_is_not_out_of_memory(runner: LocalRunner, tmp_path: Path) -> None:
+def test_within_the_limit_is_not_out_of_memory(runner: Runner, tmp_path: Path) -> None:
     outcome = run(runner, tmp_path, "allocate 200", limit_bytes=300 * 2**20)
     assert isinstance(outcome, Completed)
 
@@ -136,7 +145,7 @@ def test_within_the_limit_is_not_out_of_memory(runner: LocalRunner, tmp_path: Pa
     [("segfault", "SIGSEGV", None), ("killed", "SIGKILL", None), ("exit 7", None, 7)],
 )
 def test_a_crash_is_an_outcome(
-    runner: LocalRunner, tmp_path: Path, trouble: str, signal: str | None, exit_code: int | None
+    runner: Runner, tmp_path: Path, trouble: str, signal: str | None, exit_code: int | None
 ) -> None:
     outcome = run(runner, tmp_path, trouble)
     assert isinstance(outcome, Crashed)
@@ -144,7 +153,7 @@ def test_a_crash_is_an_outcome(
     assert "step 0" in outcome.error
 
 
-def test_an_exception_is_an_outcome_with_its_traceback(runner: LocalRunner, tmp_path: Path) -> None:
+def test_an_exception_is_an_outcome_with_its_traceback(runner: Runner, tmp_path: Path) -> None:
     outcome = run(runner, tmp_path, "raise")
     assert isinstance(outcome, Crashed)
     assert outcome.error == "ValueError: a bug in the user's code"
@@ -152,21 +161,21 @@ def test_an_exception_is_an_outcome_with_its_traceback(runner: LocalRunner, tmp_
     assert "a bug in the user's code" in (tmp_path / "0.txt").read_text()
 
 
-def test_a_loss_that_is_not_finite_is_an_outcome(runner: LocalRunner, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_an_outcome(runner: Runner, tmp_path: Path) -> None:
     outcome = run(runner, tmp_path, "diverge")
     assert isinstance(outcome, Diverged)
     assert (outcome.step, outcome.loss) == (0, "nan")
 
 
 @pytest.mark.parametrize("trouble", ["hang", "busy"])
-def test_a_hang_meets_its_limit(runner: LocalRunner, tmp_path: Path, trouble: str) -> None:
+def test_a_hang_meets_its_limit(runner: Runner, tmp_path: Path, trouble: str) -> None:
     outcome = run(runner, tmp_path, trouble, limit_seconds=3.0)
     assert isinstance(outcome, TimedOut)
     assert outcome.phase == "first"
     assert 3.0 <= outcome.seconds < 10.0
 
 
-def test_a_cancelled_trial_is_stopped(runner: LocalRunner, tmp_path: Path) -> None:
+def test_a_cancelled_trial_is_stopped(runner: Runner, tmp_path: Path) -> None:
     facts = describe(runner, tmp_path, {"1": "hang"})
     runner.submit(make_spec(facts, tmp_path, number=5))
     assert runner.next(timeout=60) is not None
@@ -181,27 +190,14 @@ def test_a_cancelled_trial_is_stopped(runner: LocalRunner, tmp_path: Path) -> No
     assert outcome.reason == "not wanted"
 
 
-def test_nothing_that_a_trial_started_outlives_it(runner: LocalRunner, tmp_path: Path) -> None:
+def test_nothing_that_a_trial_started_outlives_it(runner: Runner, tmp_path: Path) -> None:
     marker = tmp_path / "grandchild"
     outcome = run(runner, tmp_path, f"grandchild {marker}", limit_seconds=4.0)
     assert isinstance(outcome, TimedOut)
     assert is_gone(int(marker.read_text()))
 
 
-def test_close_leaves_no_process(tmp_path: Path) -> None:
-    runner = LocalRunner(slots=2)
-    marker = tmp_path / "grandchild"
-    facts = describe(runner, tmp_path, {"1": f"grandchild {marker}"})
-    runner.submit(make_spec(facts, tmp_path))
-    until = time.monotonic() + 60
-    while not (marker.exists() and marker.read_text()) and time.monotonic() < until:
-        runner.next(timeout=0.1)
-    runner.close()
-    runner.close()
-    assert is_gone(int(marker.read_text()))
-
-
-def test_trials_run_side_by_side(runner: LocalRunner, tmp_path: Path) -> None:
+def test_trials_run_side_by_side(runner: Runner, tmp_path: Path) -> None:
     facts = describe(runner, tmp_path, {"*": "slow 0.3"})
     began = time.monotonic()
     for number in range(4):
@@ -215,9 +211,7 @@ def test_trials_run_side_by_side(runner: LocalRunner, tmp_path: Path) -> None:
     assert time.monotonic() - began < 4 * 8 * 0.3, "four trials of 2.4 s took as long as in a row"
 
 
-def test_what_an_objective_finds_wrong_reaches_the_caller(
-    runner: LocalRunner, tmp_path: Path
-) -> None:
+def test_what_an_objective_finds_wrong_reaches_the_caller(runner: Runner, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such data") as caught:
         runner.describe(Workload(objective=OBJECTIVE, data="missing"), tmp_path / "cache")
     assert caught.value.help == "give another --data"

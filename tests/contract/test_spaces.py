@@ -30,6 +30,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 def test_the_spaces_that_the_documentation_names_are_shipped():
     named = {"default", "lossless", "smoke", "qlora", "compress", "from_scratch", "inference"}
+    named |= {"parallel"}
     assert set(shipped_spaces()) == named
 
 

@@ -1,11 +1,7 @@
-"""What a study database owes its writer and its readers, whatever the database.
-
-Set AUTOTUNE_TEST_POSTGRES to the URL of an empty PostgreSQL database to run all of it there too.
-"""
+"""What a study database owes its writer and its readers, whatever the database."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,15 +11,16 @@ import pytest
 
 from autotune.core.domains import Value
 from autotune.core.errors import StorageError, UnknownName
+from autotune.core.outcome import OutOfMemory, Phase
 from autotune.core.record import TrialRecord
+from autotune.core.seeds import Repetition
 from autotune.storage.driver import Driver
 from autotune.storage.query import run_query
 from autotune.storage.reader import Reader
 from autotune.storage.store import Store
 from autotune.trial.spec import Event
+from tests.postgres import PostgresServer
 from tests.studies import ENDS, KNOBS, METRIC, STARTED, completed, make_spec, trial
-
-POSTGRES = os.environ.get("AUTOTUNE_TEST_POSTGRES")
 
 
 class Clock:
@@ -41,13 +38,12 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", *(["postgres"] if POSTGRES else [])])
+@pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'study.db'}"
-    assert POSTGRES is not None
-    _empty(POSTGRES)
-    return POSTGRES
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.empty_database()
 
 
 @pytest.fixture
@@ -55,16 +51,6 @@ def store(url: str, clock: Clock) -> Iterator[Store]:
     with Store.open(url, clock=clock) as store:
         store.start_run(make_spec())
         yield store
-
-
-def _empty(url: str) -> None:
-    from sqlalchemy import create_engine, text
-
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    engine.dispose()
 
 
 def put(store: Store, record: TrialRecord, run: str = "first") -> None:
@@ -156,6 +142,35 @@ def test_interrupted_trial_is_repeated_under_its_number(store: Store, url: str) 
         (event,) = again.events("first", trial=1)
     assert event.kind == "interrupted"
     assert event.data["config"] == {"chunks": 2}
+
+
+def test_repeats_come_back_and_the_first_outcome_stays(store: Store, url: str) -> None:
+    record = trial(0, {}, completed(0.9))
+    put(store, record)
+    put(store, trial(1, {"chunks": 2}, completed(0.8)))
+    ends = (completed(0.94), OutOfMemory(phase=Phase.FIRST, needed_bytes=5 * 10**9))
+    for place, end in enumerate(ends):
+        again = Repetition(seed=2**40 + place, started=STARTED + place, outcome=end)
+        record = replace(record, repeats=(*record.repeats, again))
+        store.add_repeat("first", record, METRIC)
+        store.add_repeat("first", record, METRIC)  # to write it twice is to write it once
+    with Reader.open_read_only(url) as reader:
+        assert reader.records("first") == [record, trial(1, {"chunks": 2}, completed(0.8))]
+    mean = record.score(METRIC)
+    assert mean is not None
+    rows = run_query(url, "select trial, seeds, score, stderr from trials order by trial").rows
+    assert rows == [(0, 2, mean.value, mean.stderr), (1, 1, 0.8, 0.01)]
+    assert run_query(url, "select value from scores where metric='accuracy' and trial=0").rows == [
+        (0.9,)
+    ]
+    repeats = run_query(url, "select seed, status, score, failure from repeats order by seed").rows
+    assert repeats == [
+        (2**40, "completed", 0.94, None),
+        (2**40 + 1, "out-of-memory", None, "out of memory in first, step 0"),
+    ]
+    changed = Repetition(seed=2**40, started=STARTED, outcome=completed(0.1))
+    with pytest.raises(StorageError, match=f"trial first/0 has run with seed {2**40}"):
+        store.add_repeat("first", replace(record, repeats=(changed,)), METRIC)
 
 
 def test_one_trial_can_be_interrupted(store: Store) -> None:

@@ -6,6 +6,7 @@ These need a GPU and say so where there is none. They are the contract of `trial
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,10 @@ from autotune.core.outcome import (
     outcome_from_json,
 )
 from autotune.core.workload import Workload, WorkloadFacts
+from autotune.repeat import repeat_trial
 from autotune.runners.devices import detect_devices
 from autotune.runners.local import LocalRunner
+from autotune.storage.places import snapshot_path
 from autotune.trial.spec import TrialSpec
 from autotune.tuner import tune
 
@@ -125,6 +128,33 @@ def test_knobs_lower_the_peak(
     base = outcome(runner, facts, device, tmp_path).measurement
     lean = outcome(runner, facts, device, tmp_path, config=config).measurement
     assert lean.peak(PeakKind.ALLOCATED) < base.peak(PeakKind.ALLOCATED)
+
+
+def test_a_snapshot_of_one_step_is_what_memory_viz_reads(
+    runner: LocalRunner, facts: WorkloadFacts, device: Device, tmp_path: Path
+) -> None:
+    path = tmp_path / "trials" / "0" / "snapshot.pickle"
+    plain = outcome(runner, facts, device, tmp_path)
+    ended = outcome(runner, facts, device, tmp_path, snapshot=str(path))
+    assert isinstance(ended, Completed), ended
+    assert ended.measurement.peak_bytes == pytest.approx(plain.measurement.peak_bytes, rel=0.01)
+    kept = pickle.loads(path.read_bytes())
+    assert kept["segments"]
+    actions = [event["action"] for event in kept["device_traces"][device.index]]
+    assert "alloc" in actions
+    assert "free_completed" in actions
+    assert any(event["frames"] for event in kept["device_traces"][device.index])
+    named = {
+        frame["name"] for event in kept["device_traces"][device.index] for frame in event["frames"]
+    }
+    assert "one_step" in named, "the stacks lead to the training step"
+
+
+def test_replay_keeps_a_snapshot_beside_the_log(tmp_path: Path) -> None:
+    run = tune(budget="16GB", trials=1, results=tmp_path / "results")
+    path = snapshot_path(run.folder, 0)
+    assert repeat_trial(run, 0, snapshot=path).ended_alike
+    assert path.stat().st_size > 1000
 
 
 def test_the_main_job_uses_the_gpu(tmp_path: Path) -> None:

@@ -14,13 +14,22 @@ from autotune.knobs import BUILTIN
 from autotune.report.cards.findings import Findings
 from autotune.report.files import write_report
 from autotune.report.html import report_html
-from tests.reports import Page, findings, make_run
+from tests.reports import Page, findings, keep_all, make_run
 from tests.unit.test_cards import TOO_LARGE
 from tests.unit.test_page import hostile
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
-FIGURES = ("tradeoff", "anatomy", "knobs", "predictions", "growth")
+FIGURES = (
+    "tradeoff",
+    "anatomy",
+    "timeline-1",
+    "timeline-3",
+    "timeline-4",
+    "knobs",
+    "predictions",
+    "growth",
+)
 REHEARSED = {1: 5 * 2**30}
 
 pytestmark = pytest.mark.skipif(
@@ -66,8 +75,10 @@ def drawn(seen: Seen) -> list[str]:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    path = tmp_path_factory.mktemp("browser") / "report.html"
-    path.write_text(report_html(findings(TOO_LARGE, rehearsed=REHEARSED)))
+    folder = tmp_path_factory.mktemp("browser")
+    path = folder / "report.html"
+    keep_all(make_run(TOO_LARGE, folder=folder))
+    path.write_text(report_html(findings(TOO_LARGE, folder=folder, rehearsed=REHEARSED)))
     return look(path, "--dump-dom")
 
 

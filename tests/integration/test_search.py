@@ -16,10 +16,16 @@ import pytest
 from autotune.core.errors import AutotuneError, BadValue, NothingFits, UnknownName
 from autotune.core.outcome import Completed, OutOfMemory
 from autotune.core.record import TrialRecord
+from autotune.memory.rehearsal_worker import RehearsalWorker
+from autotune.memory.timeline import Timeline
+from autotune.memory.trace import Scale, Trace
 from autotune.runners.local import LocalRunner
 from autotune.storage.run import Run
+from autotune.timelines import read_timeline, shown
+from autotune.trial.spec import TrialSpec
 from autotune.tuner import resume, tune
 from tests.contract.test_runners import is_gone
+from tests.reports import trace_of
 
 pytestmark = pytest.mark.training
 
@@ -93,6 +99,29 @@ def wait_for_trial(results: Path, name: str, number: int) -> Run:
             return run
         time.sleep(0.1)
     raise AssertionError(f"trial {number} did not start")
+
+
+def test_a_run_that_ends_keeps_timelines_if_they_are_short_beside_it(
+    space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[TrialSpec] = []
+
+    class Worker(RehearsalWorker):
+        def trace(self, spec: TrialSpec, scale: Scale | None = None) -> Trace:
+            asked.append(spec)
+            return trace_of((("forward", "aten.mm", "activations", 2**20),))
+
+    monkeypatch.setattr("autotune.tuner.RehearsalWorker", Worker)
+    given = settings(space, tmp_path / "results", {})
+    run = tune(**given, trials=1, name="short")
+    assert asked == [], "a run of seconds has no time for it"
+    monkeypatch.setattr("autotune.timelines.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("autotune.tuner.LEAST_SECONDS", 0.0, raising=False)
+    run = tune(**given, trials=2, name="long")
+    best = shown(run.records, run.metric)
+    assert [spec.number for spec in asked] == [record.number for record in best]
+    assert asked[0].cache == str(run.folder / "cache")
+    assert all(isinstance(read_timeline(run.folder, r.number), Timeline) for r in best)
 
 
 def test_no_outcome_ends_the_search(space: str, tmp_path: Path) -> None:

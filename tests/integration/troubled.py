@@ -136,7 +136,19 @@ def _tell_environment(path: str) -> float:
     return 1.0
 
 
+def _on_rank(argument: str) -> float:
+    """`on 1 6 killed`: on rank 1, in its sixth loss."""
+    rank, count, trouble = argument.split(" ", 2)
+    _seen.append(1)
+    if torch.distributed.get_rank() == int(rank) and len(_seen) == int(count):
+        return _misbehave(trouble)
+    return 1.0
+
+
+_seen: list[int] = []
+
 TROUBLES: dict[str, Callable[[str], float]] = {
+    "on": _on_rank,
     "hang": _sleep,
     "slow": _sleep,
     "busy": _spin,

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import t as student
 
 from autotune.core.units import GIB, MIB
-from autotune.memory.calibrate import Calibration, student_quantile
+from autotune.memory.calibrate import Calibration, Interval, student_quantile
 
 
 @pytest.mark.parametrize("freedom", [3, 5, 13, 100])
@@ -70,3 +70,14 @@ def test_without_measurements_it_answers_with_a_wide_interval() -> None:
 
 def test_pairs_that_measure_nothing_are_left_out() -> None:
     assert Calibration([(0, 1), (1, 0), (GIB, GIB)]).count == 1
+
+
+def test_the_chance_of_more_is_that_of_the_ends() -> None:
+    interval = Interval(low=2 * GIB, middle=3 * GIB, high=5 * GIB)
+    assert interval.chance_above(3 * GIB) == 0.5
+    assert interval.chance_above(2 * GIB) == pytest.approx(0.95)
+    assert interval.chance_above(5 * GIB) == pytest.approx(0.05)
+    assert interval.chance_above(5 * GIB, coverage=0.5) == pytest.approx(0.25)
+    assert interval.chance_above(8 * GIB) < 0.01
+    known = Interval(low=GIB, middle=GIB, high=GIB)
+    assert (known.chance_above(GIB - 1), known.chance_above(GIB)) == (1.0, 0.0)

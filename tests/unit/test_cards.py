@@ -13,6 +13,7 @@ import pytest
 
 from autotune.core.outcome import Completed, Crashed, OutOfMemory, Phase, Refused, Score
 from autotune.core.pareto import hypervolume, reference_point
+from autotune.core.seeds import Repetition
 from autotune.core.units import GIB
 from autotune.core.workload import Metric
 from autotune.knobs import BUILTIN
@@ -255,7 +256,35 @@ def test_trust_says_what_repeats_and_exact_knobs_show() -> None:
     # fp32 with and without checkpointing score the same; bf16 ones differ by 0.002.
     assert "In two groups of trials that differ in exact knobs only" in text
     assert "accuracy differs by at most 0.002" in text
-    assert "autotune replay bert-16gb/1 --seeds 3" in text
+    assert "autotune resume bert-16gb --repeats auto" in text
+
+
+def test_trust_says_how_far_first_scores_were_above_their_means() -> None:
+    run = make_run(FEW)
+    ends = {1: (0.88, 0.86), 3: (0.893, 0.890)}
+    records = tuple(
+        replace(
+            record,
+            repeats=tuple(
+                Repetition(seed=1 + n, started=0.0, outcome=completed(value, 5.0))
+                for n, value in enumerate(ends.get(record.number, ()))
+            ),
+        )
+        for record in run.records
+    )
+    found = Findings.of(replace(run, records=records), BUILTIN)
+    text = " ".join(trust_card(found).sentences)
+    # Trial 1 fell from 0.900 to 0.880 on average, trial 3 from 0.893 to 0.892.
+    assert "the first scores of two trials on the front were 0.011 better on average" in text
+    assert "and by up to 0.020" in text
+    assert "trained with several seeds differed by at most 0.040 in accuracy" in text
+    assert "Trials 1 and 3 had 4 trainings with further seeds: trial 1 left the front" in text
+    assert "and trials 0 and 2 joined the front" in text
+    # Exact knobs are compared seed by seed, not by means of unlike many.
+    assert "accuracy differs by at most 0.002" in text
+    assert "and over seeds where a trial was repeated" in " ".join(tradeoff_card(found).sentences)
+    # Trial 0 differs in an exact knob only, and has kept its luck: it is what is repeated next.
+    assert [record.number for record in found.front] == [4, 3, 2, 0]
 
 
 def test_failures_show_the_smallest_change_that_fits() -> None:
@@ -277,7 +306,7 @@ def test_crashes_have_no_change_that_fits() -> None:
 
 def test_every_card_declines_with_a_reason_where_nothing_was_scored() -> None:
     declined = {card.key for card in make_cards(findings(CRASHES)) if isinstance(card, Declined)}
-    assert declined == {"trade-off", "next-gb", "memory", "knobs", "trust"}
+    assert declined == {"trade-off", "next-gb", "memory", "timeline", "knobs", "trust"}
     for card in make_cards(findings(CRASHES)):
         assert isinstance(card, Card) or len(card.reason.split()) > 3
 

@@ -106,3 +106,10 @@ def test_recorded_runs_can_be_compared() -> None:
     found = compare_runs(*runs, BUILTIN)
     assert ("space", "default", "compress") in found.differs
     assert any("different models" in note for note in found.notes)
+
+
+def test_runs_that_were_to_search_otherwise_far_say_so() -> None:
+    short = make_run(FEW)
+    long = replace(short, spec=replace(short.spec, trials=40, time_limit=60.0))
+    found = compare_runs(short, long, BUILTIN)
+    assert found.differs == (("most trials", "5", "40"), ("most seconds", "–", "60.0"))

@@ -7,10 +7,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 import pytest
+import yaml
 from ruamel.yaml import YAML
+from torch.optim import AdamW
 
 from autotune.core.context import Device
 from autotune.core.domains import Value
@@ -26,7 +29,7 @@ from autotune.export.llamafactory import export_llamafactory
 from autotune.export.numbers import Numbers
 from autotune.export.torchtitan import export_torchtitan
 from autotune.knobs import BUILTIN
-from tests import export_fields as known
+from tests import export_fields
 from tests.exports import subject_of
 
 CARD = Device(kind="cuda", name="Card", total_bytes=2**34, bf16=True, capability=(9, 0))
@@ -118,7 +121,7 @@ def test_torchtitan_is_a_function_that_changes_a_recipe() -> None:
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     used |= {k.arg for n in ast.walk(tree) if isinstance(n, ast.Call) for k in n.keywords if k.arg}
     used |= {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
-    assert used <= known.TORCHTITAN
+    assert used <= export_fields.known("torchtitan")
 
 
 def test_accelerate_says_what_was_chosen() -> None:
@@ -135,10 +138,15 @@ def test_json_has_everything() -> None:
     assert found["run"]["versions"] == dict(subject.spec.versions)
 
 
+OPTIMIZER = frozenset(signature(AdamW).parameters)
 TOOLS: tuple[tuple[Any, Callable[[Subject], Export], frozenset[str] | None], ...] = (
-    (axolotl, export_axolotl, known.AXOLOTL),
+    (axolotl, export_axolotl, export_fields.known("axolotl")),
     (llamafactory, export_llamafactory, None),
-    (deepspeed, export_deepspeed, known.DEEPSPEED),
+    (
+        deepspeed,
+        export_deepspeed,
+        export_fields.known("deepspeed") | set(signature(AdamW).parameters),
+    ),
 )
 
 
@@ -148,7 +156,7 @@ def all_names(words: frozenset[str] | None) -> frozenset[str]:
         return words
     from transformers import TrainingArguments
 
-    return known.LLAMA_FACTORY | {field.name for field in fields(TrainingArguments)}
+    return export_fields.known("llamafactory") | {field.name for field in fields(TrainingArguments)}
 
 
 @pytest.mark.parametrize(("tool", "make", "words"), TOOLS, ids=lambda part: getattr(
@@ -167,6 +175,7 @@ def test_tools_know_every_word(
                 continue
             text = make(subject).main
             document = json.loads(text) if text.startswith("{") else read_yaml(text)
+            assert text.startswith("{") or document == yaml.safe_load(text)  # as the tools read it
             assert set(names(document)) - {"use_reentrant"} <= known_names
             made += 1
     assert made > len(BUILTIN)  # neutral values, and some others

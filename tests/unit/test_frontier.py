@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from statistics import mean, median
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -19,10 +19,12 @@ from autotune.core.space import Space
 from autotune.core.units import GIB
 from autotune.search.candidates import nearest
 from autotune.search.claims import claims
+from autotune.search.deadline import Deadline
 from autotune.search.features import Features
 from autotune.search.frontier import INITIAL, FrontierProposer
 from autotune.search.optuna import OptunaProposer
 from autotune.search.proposers import Task, make_proposer
+from autotune.search.rehearsals import Rehearsals
 from autotune.search.scene import TOO_NEAR
 from tests.benchmarks.search_problems import LOSS, SCALING, VIOLATED, Problem, peak_bytes
 from tests.knobs import KNOBS, completed, out_of_memory
@@ -119,7 +121,7 @@ def test_conditional_knobs_stay_neutral_where_they_are_switched_off(whole):
 
 
 def test_with_exact_rehearsals_nothing_is_proposed_over_the_budget():
-    records = search(proposer(rehearse=rehearse), 25)
+    records = search(proposer(rehearsals=Rehearsals(rehearse)), 25)
     assert all(record.feasible for record in records[2:])
 
 
@@ -153,10 +155,12 @@ def test_a_trial_out_of_memory_says_nothing_about_accuracy():
     assert not finding_of(crashed, features, LOSS, GIB).scored
 
 
-def test_the_leanest_setting_of_exact_knobs_is_trained():
-    for record in search(proposer(rehearse=rehearse), 20)[INITIAL + 1 :]:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_leanest_setting_of_exact_knobs_is_trained(seed):
+    asked = proposer(rehearsals=Rehearsals(rehearse), seed=seed)
+    for record in search(asked, 20)[INITIAL + 1 :]:
         peaks = [SCALING.true_point(c)[1] for c in SCALING.expansions(record.config)]
-        assert SCALING.true_point(record.config)[1] <= 1.1 * min(peaks)
+        assert SCALING.true_point(record.config)[1] <= 1.05 * min(peaks)
 
 
 def test_exact_knobs_that_change_accuracy_are_noticed_and_searched_for_accuracy():
@@ -244,8 +248,8 @@ def test_claims_are_trained_accuracies_at_leaner_settings(whole):
 
 def test_a_claim_that_would_join_the_front_is_verified_before_the_end():
     """The best accuracy was trained at a wasteful setting: a lean one is tried at the end."""
-    asked = proposer(trials=20)
-    records = search(proposer(trials=20), 17)
+    asked = proposer(deadline=Deadline(20))
+    records = search(proposer(deadline=Deadline(20)), 17)
     best = min((r for r in records if r.feasible), key=lambda r: r.point(LOSS)[0])
     for record in records:
         asked.tell(record)
@@ -274,6 +278,7 @@ def test_time_is_a_third_objective_on_demand():
 
 
 def test_asking_costs_no_more_after_ten_thousand_trials():
+    """The seconds themselves are recorded by `tests/benchmarks/storage.py`."""
     rng = np.random.default_rng(0)
     features = Features(SCALING.space)
     codes = features.draw(rng, MANY)
@@ -289,9 +294,9 @@ def test_asking_costs_no_more_after_ten_thousand_trials():
             began = time.process_time()
             asked.ask(number)
             took.append(time.process_time() - began)
-        return median(took)
+        return min(took)
 
-    assert seconds(MANY) < 1.5 * seconds(250)
+    assert seconds(MANY) < seconds(500)
 
 
 def test_it_finds_a_better_front_than_random_draws_with_half_the_trials():

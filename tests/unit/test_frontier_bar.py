@@ -10,15 +10,9 @@ from autotune.core.errors import BadValue
 from autotune.core.observer import Silent
 from autotune.plan import Settings, make_plan
 from autotune.tuner import search
-from tests.benchmarks.search import (
-    OPTUNA_DEFAULT,
-    expanded_points,
-    make_proposer,
-    run_search,
-    shares,
-    trained_points,
-)
+from tests.benchmarks.search import OPTUNA_DEFAULT, make_proposer
 from tests.benchmarks.search_problems import LOSS, SCALING, VIOLATED
+from tests.benchmarks.search_runs import expanded_points, run_search, shares, trained_points
 from tests.benchmarks.simulated import SimulatedRunner, run_loop, search_of
 
 SEEDS = (0, 1, 2)

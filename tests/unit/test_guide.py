@@ -29,8 +29,12 @@ OURS = (
     "write-a-knob",
     "footguns",
     "export-and-train",
+    "queries",
+    "read-the-report",
+    "method",
+    "parallel",
 )
-PARSED_ONLY = ("estimate",)
+PARSED_ONLY = ("estimate", "plan")
 """Commands that train or rehearse for real, whatever the runner."""
 
 
@@ -63,7 +67,7 @@ def replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return results
 
 
-@pytest.mark.parametrize("topic", [topic for topic in OURS if fenced(topic)])
+@pytest.mark.parametrize("topic", [t for t in OURS if fenced(t) and t != "parallel"])
 def test_commands_work(topic: str, replayed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in fenced(topic):
         program, *arguments = shlex.split(command)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +15,10 @@ from torch import nn
 from autotune.core.context import Device
 from autotune.core.outcome import PeakKind, Phase
 from autotune.trial import limits
-from autotune.trial.anatomy import LiveStorages, reachable_bytes, watch_step
+from autotune.trial.anatomy import LiveStorages, watch_step
+from autotune.trial.held import reachable_bytes
 from autotune.trial.lifecycle import place
-from autotune.trial.measure import MEASURED_STEPS, CpuMeter
+from autotune.trial.measure import MEASURED_STEPS, CpuMeter, allocator_history, make_meter
 
 MIB = 2**20
 
@@ -131,6 +136,93 @@ def test_resident_set_follows_tensors() -> None:
     assert 254 * MIB <= resident <= 300 * MIB
 
 
+HOLES = """
+import torch
+from autotune.core.outcome import PeakKind, Phase
+from autotune.trial.measure import CpuMeter
+
+torch.set_num_threads(1)
+meter = CpuMeter()
+with meter.instrument(Phase.FIRST, 0, lambda: 0):
+    blocks = [torch.ones(2**18) for _ in range(128)]
+    kept = blocks[::2]
+    del blocks
+with meter.instrument(Phase.FIRST, 1, lambda: 0):
+    fill = [torch.ones(2**18) for _ in range(64)]
+    del fill
+    torch.ones(2**24).sum()
+print({p.kind: p.bytes for p in meter.peaks()}[PeakKind.RESIDENT])
+"""
+
+
+def test_memory_that_malloc_kept_is_not_in_the_resident_set() -> None:
+    done = subprocess.run(  # a heap that no other test has used
+        [sys.executable, "-c", HOLES], check=True, capture_output=True, text=True
+    )
+    live = 64 * MIB + 64 * MIB
+    resident = int(done.stdout.splitlines()[-1])
+    assert live - 4 * MIB <= resident <= live + 24 * MIB, "64 MiB of holes would be more"
+
+
+@pytest.fixture
+def limited() -> Iterator[int]:
+    """Limit this process to 32 MiB more than it has."""
+    limits.enforce(32 * MIB, Device(kind="cpu"), 0)
+    yield 32 * MIB
+    limits.lift()
+
+
+def soft_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
+def test_what_the_instruments_need_is_outside_of_the_limit(limited: int) -> None:
+    meter, before = CpuMeter(), soft_limit()
+    value = torch.ones(1)
+    with meter.instrument(Phase.FIRST, 0, lambda: 0):  # each sum is two events of about 2 kB
+        for _ in range(60_000):
+            value.sum()
+    assert soft_limit() == before
+    assert {p.kind: p.bytes for p in meter.peaks()}[PeakKind.ALLOCATED] < MIB
+
+
+def test_the_limit_holds_also_while_an_instrument_counts(limited: int) -> None:
+    meter, before = CpuMeter(), soft_limit()
+    with (
+        pytest.raises(RuntimeError, match="allocate memory"),
+        meter.instrument(Phase.FIRST, 0, lambda: 0),
+    ):
+        torch.ones(64 * MIB)  # of four bytes
+    assert soft_limit() == before
+
+
+def test_after_the_measured_steps_malloc_may_keep_as_much_as_was_in_use(limited: int) -> None:
+    meter, before = CpuMeter(), soft_limit()
+    for index in range(MEASURED_STEPS):
+        assert soft_limit() == before
+        with meter.instrument(Phase.STEADY, index, lambda: 0):
+            torch.ones(4 * MIB).sum()
+    resident = {p.kind: p.bytes for p in meter.peaks()}[PeakKind.RESIDENT]
+    assert soft_limit() == before + resident
+    for index in range(2):
+        with meter.instrument(Phase.EVALUATE, index, lambda: 0):
+            torch.ones(MIB).sum()
+    assert soft_limit() == before + resident, "less adds nothing"
+
+
+def test_stacks_are_allowed_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks = []
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        stacks.append(limits.stacks_bytes())
+    each = stacks[0] // limits.SPARE_THREADS
+    assert stacks == [each * (limits.SPARE_THREADS + 2 * more) for more in (0, 1, 3)]
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: unlimited)
+    assert limits.stacks_bytes() == 8 * limits.UNLIMITED_STACK_BYTES
+    limits.widen(MIB)  # has nothing to widen
+
+
 def test_later_steps_run_free() -> None:
     meter = CpuMeter()
     with meter.instrument(Phase.STEADY, MEASURED_STEPS, lambda: 0):
@@ -193,3 +285,34 @@ def test_status_of_the_process() -> None:
 def test_the_cpu_is_labelled_as_torch_spells_it() -> None:
     assert torch.device(Device(kind="cpu").label).type == "cpu"
     assert torch.device(Device(kind="cuda", index=1).label).index == 1
+
+
+def test_history_of_the_allocator_is_kept_also_of_a_step_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    memory = torch.cuda.memory
+    monkeypatch.setattr(memory, "_record_memory_history", lambda **how: said.append(how))
+    monkeypatch.setattr(memory, "_dump_snapshot", said.append)
+    path = tmp_path / "trials" / "3" / "snapshot.pickle"
+
+    def fail() -> None:
+        with allocator_history(str(path)):
+            said.append("step")
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail()
+    assert said[1:] == ["step", str(path), {"enabled": None}]
+    assert path.parent.is_dir()
+
+
+def test_a_cpu_has_no_history_of_its_allocator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", None)
+    meter = make_meter(Device(kind="cpu"), str(tmp_path / "snapshot.pickle"))
+    for step in range(4):
+        with meter.instrument(Phase.STEADY, step, lambda: 0):
+            torch.zeros(10)
+    assert not list(tmp_path.iterdir())

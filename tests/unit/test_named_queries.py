@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from autotune.storage.named_queries import QUERIES, NamedQuery, find_query
 from autotune.storage.query import QueryResult, run_query
 from autotune.storage.run import Run
 from autotune.storage.store import Store
+from tests.benchmarks.queries import write_trials
 from tests.cli.recorded import record_run
 from tests.studies import make_spec
 
@@ -80,6 +83,24 @@ def test_anatomy_and_phases_are_of_the_front(recorded: Path) -> None:
 
 def test_progress_is_each_new_best(recorded: Path) -> None:
     assert [r["trial"] for r in rows(recorded, "progress")] == [1, 2]
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_progress_after_a_hundred_trials(maximize: bool, tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    write_trials(path, 600)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("update autotune_run set maximize = ?", (maximize,))
+    scored = run_query(path, "select trial, score from trials where feasible order by trial").rows
+    expected: list[int] = []
+    best = None
+    for number, score in scored:
+        loss = -score if maximize else score
+        if best is None or loss < best:
+            best = loss
+            expected.append(number)
+    assert expected[-1] > 100, "else this shows nothing"
+    assert [r["trial"] for r in rows(path, "progress")] == expected
 
 
 def test_fastest_slowest_budget_and_origins(recorded: Path) -> None:

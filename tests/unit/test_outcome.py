@@ -16,10 +16,12 @@ from autotune.core.outcome import (
     Diverged,
     Measurement,
     OutOfMemory,
+    Paused,
     Peak,
     PeakKind,
     Phase,
     Refused,
+    Rung,
     Score,
     Stopped,
     TimedOut,
@@ -50,6 +52,14 @@ MEASUREMENTS = st.builds(
 SCORES = st.builds(
     Score, value=st.floats(-1e6, 1e6), stderr=st.none() | SECONDS, n=st.integers(0, 10**6)
 )
+RUNGS = st.builds(
+    Rung,
+    share=st.floats(0.01, 0.99),
+    step=st.integers(1, 99),
+    steps=st.integers(100, 200),
+    seconds=SECONDS,
+    scores=st.dictionaries(st.text(max_size=5), SCORES, max_size=2),
+)
 OWN = {
     Completed: {"scores": st.dictionaries(st.text(max_size=5), SCORES, max_size=3)},
     OutOfMemory: {
@@ -58,6 +68,7 @@ OWN = {
         "needed_bytes": NUMBERS,
         "message": st.text(max_size=9),
     },
+    Paused: {"rungs": st.lists(RUNGS, min_size=1, max_size=3).map(tuple)},
     Stopped: {"step": st.integers(0, 9), "reason": st.text(max_size=9)},
     Diverged: {"step": st.integers(0, 9), "loss": st.sampled_from(["nan", "inf"])},
     Crashed: {
@@ -121,6 +132,7 @@ def test_peaks_are_by_kind_and_phase_over_ranks():
     [
         (Completed(), "completed"),
         (OutOfMemory(phase=Phase.STEADY, step=2), "out of memory in steady, step 2"),
+        (Paused(rungs=(Rung(share=1 / 9, step=4, steps=40),)), "paused at 1/9"),
         (Stopped(step=3, reason="interrupted"), "stopped at step 3: interrupted"),
         (Diverged(step=4, loss="inf"), "diverged at step 4, loss inf"),
         (Crashed(signal="SIGSEGV"), "crashed: SIGSEGV"),

@@ -28,7 +28,17 @@ from tests.reports import FEW, Page, findings, make_run
 from tests.unit.test_cards import CRASHES, TOO_LARGE
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'`{{7*7}}\u2028"
-SECTIONS = ["trade-off", "next-gb", "memory", "knobs", "trust", "failures", "reproduce", "method"]
+SECTIONS = [
+    "trade-off",
+    "next-gb",
+    "memory",
+    "timeline",
+    "knobs",
+    "trust",
+    "failures",
+    "reproduce",
+    "method",
+]
 
 
 def hostile() -> Findings:

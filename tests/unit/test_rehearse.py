@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -23,8 +24,10 @@ from autotune.memory import recall
 from autotune.memory.rehearsal import CannotRehearse, Rehearsal
 from autotune.memory.rehearsal_worker import RehearsalWorker, memory_key
 from autotune.memory.rehearse import rehearse, trace
+from autotune.memory.timeline import timeline_of
 from autotune.memory.trace import Scale
 from autotune.trial import training
+from autotune.trial.layouts.team import Team
 from autotune.trial.lifecycle import run_trial
 from autotune.trial.measure import CpuMeter
 from autotune.trial.objective import Batch
@@ -77,7 +80,8 @@ def measured(spec: TrialSpec) -> dict[str, int]:
     progress = Progress(meter=CpuMeter(), report=lambda kind, data: None)
     run_trial(spec, progress)
     found = progress.measurement()
-    return {str(p): found.peak(PeakKind.ALLOCATED, p) for p in list(Phase)[1:]}
+    peaks = {str(phase): found.peak(PeakKind.ALLOCATED, phase) for phase in Phase}
+    return {phase: peak for phase, peak in peaks.items() if peak}
 
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
@@ -89,6 +93,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("text_classification", {"attention": "eager", "optimizer": "adafactor"}),
     ("text_classification", {"prune.ffn": 0.5, "prune.heads": 0.5, "optimizer": "sgd"}),
     ("text_classification", {"lora.rank": 4, "optimizer": "lion", "precision": "bf16"}),
+    ("causal_lm", {"prune.ffn": 0.5, "prune.importance": "taylor", "distill": "logits"}),
 ]
 
 
@@ -132,7 +137,7 @@ def test_events_add_up_to_the_peak(specs: dict[str, TrialSpec]) -> None:
 
 def test_a_probe_is_rehearsed_without_its_evaluation(specs: dict[str, TrialSpec]) -> None:
     rehearsed = rehearse(replace(specs["causal_lm"], probe=True))
-    assert set(rehearsed.peaks) == {"first", "steady"}
+    assert set(rehearsed.peaks) == {"load", "first", "steady"}
 
 
 def test_json_round_trip(specs: dict[str, TrialSpec]) -> None:
@@ -150,7 +155,7 @@ def test_shortcuts_change_no_byte(
     config = {"precision": "bf16", "accumulation": 4, "optimizer.bits": 8}
     spec = replace(specs["causal_lm"], config=config, probe=True)
     short = rehearse(spec)
-    monkeypatch.setattr(training, "REHEARSED_MICRO_BATCHES", 4)
+    monkeypatch.setattr(Team, "different_micro_batches", 4)
     monkeypatch.setattr(stand_ins, "shortcuts", dict)
     assert rehearse(spec).peaks == short.peaks
 
@@ -215,7 +220,7 @@ def test_an_evaluation_that_cannot_be_followed_is_left_out(
 
     monkeypatch.setattr(troubled.Troubled, "evaluate", evaluate)
     rehearsed = rehearse(trouble(tmp_path))
-    assert set(rehearsed.peaks) == {"first", "steady"}
+    assert set(rehearsed.peaks) == {"load", "first", "steady"}
     assert rehearsed.note.startswith("The evaluation is not counted: ")
 
 
@@ -249,6 +254,17 @@ def test_a_worker_gives_the_same_and_remembers(
     assert time.perf_counter() - began < 0.01
 
 
+def test_where_inference_counts_its_events_are_told(
+    worker: RehearsalWorker, specs: dict[str, TrialSpec]
+) -> None:
+    spec = specs["causal_lm"]
+    facts = replace(spec.facts, workload=replace(spec.facts.workload, purpose="inference"))
+    told = worker.rehearse(replace(spec, facts=facts), record=True)
+    assert told.phase == "evaluate"
+    live = itertools.accumulate(size for _, size in told.events)
+    assert max(live) == told.peak_bytes == told.peaks["evaluate"]
+
+
 def test_a_worker_keeps_events_only_where_they_are_asked_for(
     worker: RehearsalWorker, specs: dict[str, TrialSpec]
 ) -> None:
@@ -266,7 +282,7 @@ def test_a_worker_tells_every_event(worker: RehearsalWorker, specs: dict[str, Tr
     for asked in (None, scale):
         seen = worker.trace(spec, asked)
         assert seen == replace(trace(spec, asked), seconds=seen.seconds)
-        assert set(seen.phases) == {"first", "steady", "evaluate"}
+        assert set(seen.phases) == {"load", "first", "steady", "evaluate"}
 
 
 def test_a_worker_has_cuda_semantics(worker: RehearsalWorker, specs: dict[str, TrialSpec]) -> None:
@@ -276,6 +292,8 @@ def test_a_worker_has_cuda_semantics(worker: RehearsalWorker, specs: dict[str, T
     assert all(size % 512 == 0 for _, size in rehearsed.events)
     lean = worker.rehearse(replace(spec, config={"checkpointing": "full"}))
     assert lean.peak_bytes < rehearsed.peak_bytes
+    fused = worker.rehearse(replace(spec, config={"optimizer": "sgd", "accumulation": 2}))
+    assert fused.anatomy["optimizer"] == 0
 
 
 def test_a_worker_says_what_cannot_be_and_goes_on(
@@ -325,7 +343,23 @@ def test_the_drivers_end_imports_no_torch() -> None:
 def test_plans_of_a_rehearsal_are_short() -> None:
     batch = {"x": torch.zeros(10, 2)}
     plan = StepPlan(accumulation=4)
-    rows = training._first_rows(batch, plan)["x"]
+    team = Team()
+    rows = training._first_rows(batch, plan, team)["x"]
     whole = batch["x"].chunk(plan.accumulation)
-    short = rows.chunk(training._few_micro_batches(plan).accumulation)
+    short = rows.chunk(training._few_micro_batches(plan, team).accumulation)
     assert [len(piece) for piece in short] == [len(piece) for piece in whole[:2]]
+
+
+@pytest.mark.parametrize("config", [{}, {"checkpointing": "full", "accumulation": 2}])
+def test_timeline_of_a_step_has_its_peak_to_the_byte(
+    specs: dict[str, TrialSpec], config: dict[str, Any]
+) -> None:
+    spec = replace(specs["causal_lm"], config=config, probe=True)
+    timeline, rehearsed = timeline_of(trace(spec)), rehearse(spec)
+    assert timeline.peak_bytes == rehearsed.peaks["steady"]
+    held = {part: column[timeline.peak_moment] for part, column in timeline.parts.items()}
+    assert {part: size for part, size in rehearsed.anatomy.items() if size} == {
+        part: size for part, size in held.items() if size
+    }
+    kinds = [stage for stage, _ in timeline.stages]
+    assert kinds == ["forward", "backward"] * int(config.get("accumulation", 1)) + ["optimizer"]

@@ -16,6 +16,7 @@ from autotune.core.record import TrialRecord
 from autotune.repeat import INTERVAL, repeat_trial, trial_spec
 from autotune.runners.replay import ReplayRunner
 from autotune.storage.run import Run
+from autotune.trial.spec import TrialSpec
 from tests.cli.recorded import DEVICE, NAME, record_run
 
 
@@ -151,3 +152,26 @@ def test_a_trial_is_asked_for_as_the_search_asked(run: Run, tmp_path: Path) -> N
     facts = replace(run.spec.facts, workload=workload)
     card = Device(kind="cpu", total_bytes=5)
     assert trial_spec(run, record, card, facts, log).limit_bytes == 5
+
+
+def test_only_cuda_has_snapshots(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="only CUDA's caching allocator makes snapshots") as raised:
+        repeat_trial(run, 3, snapshot=tmp_path / "snapshot.pickle")
+    assert f"autotune report {NAME}" in raised.value.help
+
+
+def test_a_snapshot_is_of_the_first_training_and_replaces_an_earlier_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Device(kind="cuda", name=DEVICE.name)
+    monkeypatch.setattr(autotune.repeat, "pick_device", lambda label: card)
+    on_cuda = replace(run, spec=replace(run.spec, device=card.to_json()))
+    path = tmp_path / "snapshot.pickle"
+    path.write_text("old")
+    runner = replaying(run, as_recorded)
+    asked: list[TrialSpec] = []
+    submit = runner.submit
+    monkeypatch.setattr(runner, "submit", lambda spec: (asked.append(spec), submit(spec)))
+    assert repeat_trial(on_cuda, 3, seeds=2, snapshot=path, runner=runner).ended_alike
+    assert [spec.snapshot for spec in asked] == [str(path), ""]
+    assert not path.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from autotune.core.units import GIB, MIB
 from autotune.memory.allocator import LARGE_SEGMENT
 from autotune.memory.rehearsal import CannotRehearse, Rehearsal
 from autotune.runners.device_table import find_device
-from autotune.search.screen import FIRST_TRIALS, PARAMETER_BYTES, Screen
+from autotune.search.screen import FIRST_TRIALS, MOST_OUT_OF_MEMORY, PARAMETER_BYTES, Screen
 from autotune.trial.spec import TrialSpec
 from tests.knobs import completed, out_of_memory
 from tests.studies import make_facts
@@ -136,17 +137,38 @@ def test_running_out_of_memory_moves_the_line_upwards_only() -> None:
     assert after.middle > before.middle + GIB / 2
 
 
-def test_once_learning_costs_too_much_the_doubtful_are_refused_by_the_middle() -> None:
+def test_only_so_much_is_risked_for_learning() -> None:
     over = LIMIT + 64 * MIB
-    screen = Screen(Counted({"over": over}), LIMIT, parameters=GIB)
+    screen = Screen(Counted({"over": over, "small": GIB}), LIMIT, parameters=GIB)
     for number in range(FIRST_TRIALS):
+        assert screen.refusal(screen.look(named("over"))) is None, "the first ones are free"
         screen.learn(out_of_memory(number, needed=LIMIT, limit=LIMIT))
-    assert screen.refusal(screen.look(named("over"))) is None, "the first ones are free"
-    screen.learn(out_of_memory(FIRST_TRIALS, needed=LIMIT, limit=LIMIT))
     assert screen.refusal(screen.look(named("over"))) is not None
-    for number in range(60):
+    assert screen.refusal(screen.look(named("small"))) is None, "it risks nothing"
+    for number in range(40):
         screen.learn(completed(10 + number, peak=GIB, limit=LIMIT))
-    assert screen.refusal(screen.look(named("over"))) is None, "one in 61 is a small share again"
+    assert screen.refusal(screen.look(named("over"))) is None, "so many may risk one"
+    assert screen.refusal(screen.look(named("over"))) is not None, "and not a second one"
+
+
+def test_a_failure_counts_in_full_however_unlikely_it_seemed() -> None:
+    doubtful = LIMIT - 128 * MIB
+    screen = Screen(Counted({"doubtful": doubtful}), LIMIT, parameters=GIB)
+    look = screen.look(named("doubtful"))
+    assert look.interval is not None
+    chance = look.interval.chance_above(LIMIT)
+    assert MOST_OUT_OF_MEMORY < chance < 0.5
+    enough = math.ceil(chance / MOST_OUT_OF_MEMORY)
+    for number in range(FIRST_TRIALS + enough):
+        screen.learn(completed(number, peak=GIB, limit=LIMIT))
+    assert screen.refusal(look) is None
+    screen.learn(out_of_memory(100, needed=LIMIT, limit=LIMIT))
+    for number in range(enough):
+        screen.learn(completed(200 + number, peak=GIB, limit=LIMIT))
+    assert screen.refusal(look) is not None
+    for number in range(math.ceil(1 / MOST_OUT_OF_MEMORY)):
+        screen.learn(completed(300 + number, peak=GIB, limit=LIMIT))
+    assert screen.refusal(look) is None
 
 
 def test_loading_has_a_line_of_its_own() -> None:
@@ -162,6 +184,26 @@ def test_loading_has_a_line_of_its_own() -> None:
     for _ in range(20):
         screen.learn(replace(record, config=Config({"name": "quick"}), outcome=failed))
     assert screen.refusal(screen.look(named("quick"))) is not None
+
+
+def test_a_configuration_whose_loading_does_not_fit_is_refused() -> None:
+    class Loading(Counted):
+        def rehearse(self, spec: TrialSpec, *, record: bool = False) -> Rehearsal:
+            found = super().rehearse(spec, record=record)
+            peaks = {"load": found.peak_bytes, "steady": GIB // 2}
+            return replace(found, phase="load", peaks=peaks)
+
+    screen = Screen(Loading(NEEDS), LIMIT, parameters=GIB)
+    assert screen.refusal(screen.look(named("large"))) is not None
+    record = replace(completed(0, limit=LIMIT), config=Config({"name": "small"}))
+    for _ in range(8):  # what was counted is held against loading, too
+        screen.look(named("small"))
+        found = measurement(load=GIB, steady=GIB // 2)
+        ended = replace(record, rehearsed_bytes=GIB, outcome=Completed(measurement=found))
+        screen.learn(ended)
+    interval = screen.look(named("small")).interval
+    assert interval is not None
+    assert interval.middle == pytest.approx(GIB, rel=0.05)
 
 
 def test_what_is_counted_on_cuda_is_reserved_memory_under_the_limit_less_the_context() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 
 import optuna
 import pytest
@@ -10,9 +11,10 @@ from optuna.trial import TrialState
 
 from autotune.core.config import Config
 from autotune.core.domains import Choice, Float
-from autotune.core.outcome import Crashed
+from autotune.core.outcome import Crashed, Paused, Rung, Score
 from autotune.core.space import Space
 from autotune.core.units import GIB
+from autotune.search import optuna_tables
 from autotune.search.quiet import quiet_optuna
 from autotune.search.study import NUMBER, OUTCOME, StudyMirror
 from tests.knobs import ACCURACY, KNOBS, LOSS, completed, ended, out_of_memory
@@ -88,6 +90,57 @@ def test_each_trial_is_written_once_also_by_a_resumed_run(url):
     tell(url, RECORDS)
     _, trials, _ = read(url)
     assert [trial.user_attrs[NUMBER] for trial in trials] == [0, 2, 1, 3]
+
+
+def paused(number):
+    """A trial that paused after a third of its training."""
+    score = Score(value=1.5, stderr=0.1, n=10)
+    rung = Rung(share=1 / 3, step=4, steps=12, scores={LOSS.name: score})
+    return ended(number, Paused(rungs=(rung,)))
+
+
+def rows(url):
+    """What stands in Optuna's tables, without keys and times."""
+    found = {}
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for (table,) in tables.fetchall():
+            columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+            keys = {name for _, name, *_, key in columns if key or name.startswith("datetime_")}
+            kept = ", ".join(name for _, name, *_ in columns if name not in keys)
+            found[table] = sorted(map(repr, connection.execute(f"SELECT {kept or 1} FROM {table}")))
+    return found
+
+
+def test_what_is_written_at_once_is_what_optuna_writes_piece_by_piece(url, tmp_path, monkeypatch):
+    records = [*RECORDS, completed(5, loss=float("inf")), paused(6), paused(7)]
+    tell(url, records)
+    monkeypatch.setattr(optuna_tables, "SCHEMA", "of another version")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    tell(other, records)
+    tell(other, records)
+    assert rows(url) == rows(other)
+    assert len(rows(url)["trial_params"]) > 10
+    assert len(rows(url)["trial_intermediate_values"]) == 2
+
+
+def test_a_paused_trial_ends_in_its_place_after_a_resume(url):
+    tell(url, [RECORDS[0], paused(1)])
+    assert [trial.state for trial in read(url)[1]] == [TrialState.COMPLETE, TrialState.RUNNING]
+    tell(url, [RECORDS[0], completed(1, loss=0.5)])
+    _, trials, _ = read(url)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.COMPLETE]
+    assert trials[1].values == [0.5, 1.0]
+
+
+def test_other_programs_may_add_trials(url):
+    tell(url, RECORDS[:1])
+    study, _, _ = read(url)
+    study.add_trial(optuna.trial.create_trial(values=[9.0, 9.0]))
+    tell(url, RECORDS[:2])
+    _, trials, _ = read(url)
+    assert [trial.number for trial in trials] == [0, 1, 2]
+    assert [trial.user_attrs.get(NUMBER) for trial in trials] == [0, None, 1]
 
 
 def test_a_metric_to_maximise_keeps_its_sign(url):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autotune.search.learner import Learner
 from autotune.search.surrogate import (
     MOST_FITTED,
     Alone,
-    Learner,
     Prior,
     Surrogate,
     fitted,

@@ -68,6 +68,10 @@ class Space:
         """Whether nothing stands against a configuration; stops at the first reason."""
         return next(self._objections(config, context), None) is None
 
+    def compatible(self, config: Config, context: Context) -> bool:
+        """Whether values go together; `legal` for values that are known to be of this space."""
+        return next(self._conflicts(config.complete(self.knobs), context), None) is None
+
     def _objections(self, config: Config, context: Context) -> Iterator[str]:
         values = config.complete(self.knobs)
         for name in config:

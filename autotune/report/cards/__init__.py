@@ -17,6 +17,7 @@ from autotune.report.cards.knobs import knobs_card
 from autotune.report.cards.method import method_card
 from autotune.report.cards.next_gb import next_gb_card
 from autotune.report.cards.reproduce import reproduce_card
+from autotune.report.cards.timelines import timelines_card
 from autotune.report.cards.tradeoff import tradeoff_card
 from autotune.report.cards.trust import trust_card
 
@@ -24,6 +25,7 @@ CARDS: tuple[Callable[[Findings], Card | Declined], ...] = (
     tradeoff_card,
     next_gb_card,
     anatomy_card,
+    timelines_card,
     knobs_card,
     trust_card,
     failures_card,

@@ -10,6 +10,7 @@ from autotune.core.record import TrialRecord
 from autotune.core.units import GIB, format_gib
 from autotune.report.cards.card import Card, Declined, Table, count, sentence
 from autotune.report.cards.findings import Findings, measured, peak_of, score_of, value_of
+from autotune.report.predicted import HEADING, predicted, predicted_rows
 from autotune.report.text import memory_text, rate_text, score_text
 
 KEY, TITLE, SHORT = "trade-off", "The trade-off", "Trade-off"
@@ -79,7 +80,7 @@ def tradeoff_card(findings: Findings) -> TradeOff | Declined:
         title=TITLE,
         short=SHORT,
         sentences=_sentences(findings, marks),
-        tables=(front_rows(findings),),
+        tables=(front_rows(findings), *_predicted(findings)),
         marks=marks,
         metric=findings.metric.name,
         maximize=findings.metric.maximize,
@@ -113,6 +114,23 @@ def front_rows(findings: Findings) -> Table:
         rows=tuple(rows),
         numbers=frozenset(range(5)),
         marked=frozenset(marked),
+    )
+
+
+def _predicted(findings: Findings) -> tuple[Table, ...]:
+    """Return what was not run, but is predicted to join the front; no table if there is nothing."""
+    found = predicted(findings.run)
+    if not found:
+        return ()
+    rows = predicted_rows(findings.run, found, findings.knobs)
+    columns = ("as trial", findings.metric.name, "peak GiB", "differs from the baseline")
+    return (
+        Table(
+            caption=HEADING,
+            columns=columns,
+            rows=tuple(tuple(row) for row in rows),
+            numbers=frozenset(range(3)),
+        ),
     )
 
 
@@ -150,9 +168,11 @@ def _mark(findings: Findings, record: TrialRecord, *, on_front: bool) -> Mark | 
 def _sentences(findings: Findings, marks: tuple[Mark, ...]) -> tuple[str, ...]:
     side = "above and to the left of" if findings.metric.maximize else "below and to the left of"
     scored = sum(mark.score is not None for mark in marks)
+    repeated = any(record.repeats for record in findings.run.records)
+    seeds = ", and over seeds where a trial was repeated" if repeated else ""
     found = [
         f"{sentence(count(scored, 'completed trial'))}; no trial lies {side} the line. Bars are "
-        "one standard error of the score over the evaluation set."
+        f"one standard error of the score over the evaluation set{seeds}."
     ]
     crosses = [mark for mark in marks if mark.state in ("out of memory", "refused")]
     if crosses:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
+from autotune.cluster import ENGINES, engine_of
 from autotune.core.outcome import OutOfMemory
 from autotune.core.pareto import front, hypervolume, reference_point
 from autotune.core.record import TrialRecord
 from autotune.core.units import GIB, format_gib
 from autotune.report.cards.card import Card, Declined, count, sentence
-from autotune.report.cards.findings import Findings, peak_of, score_of, value_of
+from autotune.report.cards.findings import Findings, peak_of, value_of
+from autotune.search.seeds import optimism, repeats_sentence, seed_values
 
 KEY, TITLE, SHORT = "trust", "Can I trust it?", "Trust"
 STILL_GROWING = 0.01
@@ -55,6 +57,7 @@ def trust_card(findings: Findings) -> Trust | Declined:
         _repeat_sentence(findings),
         _exact_sentence(findings),
         _winner_sentence(findings),
+        repeats_sentence(findings.run.records, findings.metric, findings.knobs),
     )
     return Trust(
         key=KEY,
@@ -141,6 +144,8 @@ def _repeat_sentence(findings: Findings) -> str:
     for record in findings.completed():
         groups.setdefault(record.config.fingerprint, []).append(record)
     repeated = [group for group in groups.values() if len(group) > 1]
+    if not repeated and any(record.repeats for record in findings.run.records):
+        return _seed_sentence(findings)
     if not repeated:
         return (
             "No configuration was trained twice, so the spread over seeds is not known; standard "
@@ -152,6 +157,19 @@ def _repeat_sentence(findings: Findings) -> str:
         f"{sentence(count(len(repeated), 'configuration'))} trained more than once differed by at "
         f"most {spread:.{findings.metric.digits}f} in {findings.metric.name} and {peaks:.1%} in "
         "peak memory."
+    )
+
+
+def _seed_sentence(findings: Findings) -> str:
+    metric = findings.metric
+    groups = [seed_values(record, metric) for record in findings.run.records if record.seeds > 1]
+    if not groups:
+        return "No trial completed with a further seed, so the spread over seeds is not known."
+    spread = max(max(values) - min(values) for values in groups)
+    return (
+        f"{sentence(count(len(groups), 'trial'))} trained with several seeds differed by at most "
+        f"{spread:.{metric.digits}f} in {metric.name} between them; the score shown is the mean, "
+        "with the errors of the evaluation set and of the seeds together."
     )
 
 
@@ -174,13 +192,27 @@ def _winner_sentence(findings: Findings) -> str:
     best, tried = findings.picks.best_accuracy, len(findings.completed())
     if best is None or tried < 2:
         return ""
+    if above := optimism(findings.run.records, findings.metric):
+        mean, digits = statistics.fmean(above), findings.metric.digits
+        side = "better" if mean >= 0 else "worse"
+        return (
+            f"Whatever looks best among {tried} noisy scores is optimistic by chance: the first "
+            f"scores of {count(len(above), 'trial')} on the front were "
+            f"{abs(mean):.{digits}f} {side} on average than their means over seeds, and by up to "
+            f"{max(above):.{digits}f}."
+        )
+    if engine_of(findings.run.spec) == ENGINES[0]:
+        again = findings.command("resume", rest=" --repeats auto")
+    else:
+        again = findings.command("replay", best.number, " --seeds 3")
     return (
         f"The best score is the greatest of {tried} noisy ones, and so is optimistic by chance. "
         f"Trained again with other seeds it may fall: "
-        f"`{findings.command('replay', best.number, ' --seeds 3')}`"
+        f"`{again}`"
     )
 
 
 def _spread(findings: Findings, group: list[TrialRecord]) -> float:
-    values = [score_of(record, findings.metric).value for record in group]
+    firsts = (record.first_score(findings.metric) for record in group)
+    values = [score.value for score in firsts if score is not None]
     return max(values) - min(values)
