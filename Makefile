@@ -10,7 +10,8 @@ run: $(READY)            ## search for the best trainings within 16 GB
 	$(BIN)/autotune run --budget 16GB
 
 test: $(READY)           ## every test; those that need a GPU say so and skip without one
-	$(BIN)/pytest --numprocesses=2 --cov=autotune --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest --numprocesses=2 --cov=autotune --cov-report=term:skip-covered --cov-fail-under=90 \
+		--durations=25 --durations-min=5
 
 check: $(READY)          ## the house rules: style, types, layers, documentation, dependencies
 	$(BIN)/ruff check .
