@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -30,7 +32,6 @@ from autotune.core.parts import continued
 from autotune.core.units import gib
 from autotune.core.workload import Workload, WorkloadFacts
 from autotune.knobs import BUILTIN
-from autotune.memory.algebra import Algebra
 from autotune.memory.rehearsal_worker import RehearsalWorker
 from autotune.plan import context_of
 from autotune.runners.devices import library_versions, pick_device
@@ -40,18 +41,21 @@ from tests.benchmarks.ladder import make_spec
 
 LOSSY: dict[str, tuple[Value, ...]] = {
     "precision": ("fp32", "bf16"),
-    "prune.ffn": (0.0, 0.25, 0.5, 0.75),
-    "weight_bits": (16, 8, 4),
+    "prune.ffn": (0.0, 0.25, 0.5),
+    "weight_bits": (16, 4),
     "lora.rank": (0, 4, 32),
     "optimizer": ("adamw", "lion"),
     "learning_rate": (0.3, 1.0, 3.0),
 }
 EXACT: dict[str, tuple[Value, ...]] = {
     "accumulation": (1, 2, 4, 8),
-    "checkpointing": ("none", "every_other", "full"),
+    "checkpointing": ("none", "full"),
 }
 LEGS = (1 / 3, 1.0)
 """Shares of the training at which the model is evaluated."""
+
+NO_MEMORY = "learning_rate"
+"""The knob that moves no memory: what is rehearsed for one rate holds for all."""
 
 STEPS = 24
 """Optimizer steps: the fewest of which a third is enough to pause after."""
@@ -132,13 +136,13 @@ class Recorder:
 
     def peaks(
         self,
-        algebra: Algebra,
+        worker: RehearsalWorker,
         config: Mapping[str, Value],
         exact: Sequence[dict[str, Value]],
     ) -> dict[str, int]:
         """Return rehearsed peak bytes by the values of the exact knobs."""
         return {
-            "|".join(str(value) for value in setting.values()): algebra.rehearse(
+            "|".join(str(value) for value in setting.values()): worker.rehearse(
                 self._spec(0, {**config, **setting})
             ).peak_bytes
             for setting in exact
@@ -157,31 +161,41 @@ def record(path: Path, folder: Path, steps: int) -> None:
     recorder = Recorder(folder, device, steps)
     exact = list(combinations(EXACT, recorder.context, {}))
     configs = list(combinations(LOSSY, recorder.context, {}))
+    known = [row for row in known if row["config"] in configs]
     left = [c for c in configs if c not in [row["config"] for row in known]]
     print(
         f"{len(configs)} configurations by {len(exact)} settings, {len(left)} to train", flush=True
     )
+
+    def keep(config: Mapping[str, Value], row: Mapping[str, Any], peaks: dict[str, int]) -> None:
+        known.append({"config": dict(config), **row, "peaks": peaks})
+        with parts.open("a") as file:
+            file.write(json.dumps(known[-1]) + "\n")
+        shown = row["failed"] or f"{row['score']:.3f}"
+        least = gib(min(peaks.values()), 3)
+        print(len(known), shown, least, Config(config, BUILTIN).describe(BUILTIN), flush=True)
+
+    done = deque[tuple[Mapping[str, Value], Mapping[str, Any], Future[dict[str, int]]]]()
     try:
-        with RehearsalWorker() as worker, parts.open("a") as file:
-            algebra = Algebra(worker)
+        with RehearsalWorker() as worker, ThreadPoolExecutor(1) as beside:
+            peaks: dict[Config, Future[dict[str, int]]] = {}
+            for config in left:
+                if (alike := _without_rate(config)) not in peaks:
+                    peaks[alike] = beside.submit(recorder.peaks, worker, alike, exact)
             for config, row in recorder.trained(left):
-                row = {
-                    "config": dict(config),
-                    **row,
-                    "peaks": recorder.peaks(algebra, config, exact),
-                }
-                known.append(row)
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                shown = row["failed"] or f"{row['score']:.3f}"
-                least = gib(min(row["peaks"].values()), 3)
-                print(
-                    len(known), shown, least, Config(config, BUILTIN).describe(BUILTIN), flush=True
-                )
+                done.append((config, row, peaks[_without_rate(config)]))
+                while done and done[0][2].done():
+                    keep(*done[0][:2], done.popleft()[2].result())
+            for config, row, late in done:
+                keep(config, row, late.result())
     finally:
         recorder.close()
     write(path, recorder, known)
     parts.unlink()
+
+
+def _without_rate(config: Mapping[str, Value]) -> Config:
+    return Config({n: v for n, v in config.items() if n != NO_MEMORY}, BUILTIN)
 
 
 def write(path: Path, recorder: Recorder, rows: Sequence[Mapping[str, Any]]) -> None:
