@@ -2,7 +2,8 @@
 
 The space holds the combinations of the table and no others. The true loss of a configuration is one
 minus the accuracy that was recorded, its peak is the one rehearsed for its setting of the exact
-knobs; what a trial observes is off by the standard error of that accuracy.
+knobs; what a trial observes is off by the standard error of that accuracy. Losses beyond the median
+count for nothing: beside the few that diverged all others would look alike.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -113,7 +115,7 @@ class TableProblem:
         self.limit_bytes = int(
             document.get("limit_bytes") or np.quantile(peaks, FITTING, method="lower")
         )
-        self.worst_loss = max(losses, default=math.inf)
+        self.worst_loss = statistics.median(losses) if losses else math.inf
         if not any(self.expanded(config) for config in self._configs()):
             raise BadValue(
                 f"no training of the table was completed within {self.limit_bytes} bytes",
