@@ -220,6 +220,22 @@ def found(run: Run, best: Compressed) -> str:
 GUIDE = ROOT / "autotune" / "guide" / "knobs.md"
 MEMORY_GUIDE = ROOT / "autotune" / "guide" / "memory.md"
 QUERY_GUIDE = ROOT / "autotune" / "guide" / "queries.md"
+METHOD_GUIDE = ROOT / "autotune" / "guide" / "method.md"
+
+
+def search_verdict() -> str:
+    """Return what the recorded benchmark of samplers comes to, and what it was run with."""
+    document = json.loads((REFERENCE / "search.json").read_text())
+    table = json.loads((REFERENCE / "table.json").read_text())
+    seeds = sorted({row["seeds"] for row in document["rows"]})
+    lines = "\n".join(document["verdict"])
+    return (
+        f"Hypervolume inside the budget as a share of the best there is, up to "
+        f"{document['trials']} trainings, means of {seeds[-1]} seeds ({seeds[0]} for the slowest "
+        f"peers), on a scaling law, on one that violates what `frontier` assumes, and on a table "
+        f"of {len(table['rows'])} real trainings (`python -m tests.benchmarks.search`, recorded in "
+        f"`results/reference/search.json`):\n\n```text\n{lines}\n```\n"
+    )
 
 
 def knob_guide_page() -> str:
@@ -273,6 +289,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "queries": queries_with_names,
     "views": views_and_columns,
     "query seconds": query_seconds,
+    "search": search_verdict,
 }
 
 
@@ -286,7 +303,7 @@ def refresh(text: str) -> str:
 if __name__ == "__main__":
     readme = ROOT / "README.md"
     readme.write_text(refresh(readme.read_text()))
-    for page in (MEMORY_GUIDE, QUERY_GUIDE):
+    for page in (MEMORY_GUIDE, METHOD_GUIDE, QUERY_GUIDE):
         page.write_text(refresh(page.read_text()))
     GUIDE.parent.mkdir(exist_ok=True)
     GUIDE.write_text(knob_guide_page())

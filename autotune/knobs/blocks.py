@@ -47,6 +47,23 @@ def find_blocks(model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
     return blocks
 
 
+def transformers_base(model: nn.Module, *, way_out: str) -> nn.Module:
+    """Return the module of transformers that has the blocks and takes what a batch has.
+
+    Args:
+        model: Bare, or inside an adapter.
+        way_out: What to type where there is none.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # a method of peft
+    base = getattr(inner, "base_model", None)
+    if not isinstance(base, nn.Module):
+        raise ModelError(f"{type(model).__name__} is no model of transformers", help=way_out)
+    return base
+
+
 def find_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Return every dense layer inside the blocks, by its full name.
 

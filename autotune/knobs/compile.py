@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autotune.core.context import Context
-from autotune.core.domains import Choice, Value
+from autotune.core.domains import Choice
 from autotune.core.knob import Knob, Numerics
 from autotune.knobs.architectures import RECURRENT
+from autotune.knobs.exclusion import BaseExclusion
 from autotune.knobs.stages import COMPRESS, DEPLOY, PARALLELISE, STEP, StepPlan
 
 if TYPE_CHECKING:
@@ -38,19 +39,13 @@ CPP_COMPILERS = ("g++", "clang++", "cl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exclusion:
+class Exclusion(BaseExclusion):
     """Values of another knob that a compiled model cannot have.
 
     Attributes:
-        knob: Its name.
-        allowed: Values that can be had; the first one is neutral.
-        because: Half a sentence.
         backends: The compilers that it holds for.
     """
 
-    knob: str
-    allowed: tuple[Value, ...]
-    because: str
     backends: tuple[str, ...] = tuple(BACKENDS)
 
 
@@ -156,12 +151,8 @@ def _cannot_compile(value: str, context: Context) -> str | None:
     if context.model.family in RECURRENT:
         return "the compiler leaves a recurrent layer as it is: set compile to none"
     for exclusion in EXCLUSIONS:
-        chosen = context.config.get(exclusion.knob, exclusion.allowed[0])
-        if value in exclusion.backends and chosen not in exclusion.allowed:
-            return (
-                f"{exclusion.because}: set {exclusion.knob} to {exclusion.allowed[0]}, or compile "
-                "to none"
-            )
+        if value in exclusion.backends and exclusion.meets(context):
+            return exclusion.sentence("compile to none")
     return _lacks_compiler(value, context)
 
 

@@ -20,6 +20,7 @@ from autotune.knobs.architectures import (
     kept_groups,
     kept_width,
 )
+from autotune.knobs.exclusion import BaseExclusion
 from autotune.knobs.global_batch import effective_batch
 from autotune.knobs.stages import LayoutPlan
 
@@ -43,19 +44,13 @@ CAUSAL = frozenset(("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo", "gr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exclusion:
+class Exclusion(BaseExclusion):
     """Values of another knob that a layout cannot have.
 
     Attributes:
-        knob: Its name.
-        allowed: Values that can be had; the first one is neutral.
-        because: Half a sentence.
         when: The layouts that it holds for.
     """
 
-    knob: str
-    allowed: tuple[Value, ...]
-    because: str
     when: Callable[[LayoutPlan], bool]
 
 
@@ -221,12 +216,8 @@ def _refuse_batch(layout: LayoutPlan, context: Context) -> str | None:
 
 def _excluded(layout: LayoutPlan, context: Context) -> str | None:
     for exclusion in EXCLUSIONS:
-        value = context.config.get(exclusion.knob, exclusion.allowed[0])
-        if exclusion.when(layout) and value not in exclusion.allowed:
-            return (
-                f"{exclusion.because}: set {exclusion.knob} to {exclusion.allowed[0]}, or "
-                "layout.ranks to 1"
-            )
+        if exclusion.when(layout) and exclusion.meets(context):
+            return exclusion.sentence("layout.ranks to 1")
     return None
 
 

@@ -24,6 +24,7 @@ from tests.recorded import (
     BLOCKS,
     GUIDE,
     MEMORY_GUIDE,
+    METHOD_GUIDE,
     QUERY_GUIDE,
     REFERENCE,
     ROOT,
@@ -66,7 +67,8 @@ def replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_recorded_blocks_are_what_the_program_prints() -> None:
-    pages = [README, MEMORY_GUIDE.read_text(), QUERY_GUIDE.read_text()]
+    guides = (MEMORY_GUIDE, METHOD_GUIDE, QUERY_GUIDE)
+    pages = [README, *(guide.read_text() for guide in guides)]
     assert {name for page in pages for name, _ in BLOCK.findall(page)} == set(BLOCKS)
     for page in pages:
         assert refresh(page) == page, "python -m tests.recorded writes them anew"

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from autotune.core.errors import ModelError
+from autotune.knobs.blocks import transformers_base
 from autotune.trial.objective import Batch
 
 KERNEL = "autotune_shared_sequences"
@@ -49,7 +50,8 @@ class SharedSequences:
         self._local = False
         AttentionInterface.register(KERNEL, self._attend)
         self._use([KERNEL] * len(self._configs))
-        _base(model).register_forward_pre_hook(self._count_positions, with_kwargs=True)
+        base = transformers_base(model, way_out="set layout.context to 1")
+        base.register_forward_pre_hook(self._count_positions, with_kwargs=True)
 
     def share(self, rows: Batch) -> Batch:
         """Return this rank's part of every sequence, and whatever else is in a batch.
@@ -175,17 +177,6 @@ class _Gathered(torch.autograd.Function):
         distributed.all_reduce(total, group=ctx.group)
         size, rank = distributed.get_world_size(ctx.group), distributed.get_rank(ctx.group)
         return total.chunk(size, 2)[rank].contiguous(), None
-
-
-def _base(model: nn.Module) -> nn.Module:
-    """Return the part of a language model that takes tokens and positions."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # a method of peft
-    found = getattr(inner, "base_model", None)
-    if not isinstance(found, nn.Module):
-        raise ModelError(
-            f"{type(model).__name__} is no model of transformers", help="set layout.context to 1"
-        )
-    return found
 
 
 def _configs(model: nn.Module) -> list[Any]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.core.errors import ModelError
+from autotune.knobs.blocks import transformers_base
 from autotune.knobs.depth import Stack, drop_blocks, find_stacks
 from autotune.knobs.importance import entering, leaving
 
@@ -169,19 +170,6 @@ def _only_stack(model: nn.Module) -> Stack:
     return stacks[0]
 
 
-def _base_of(model: nn.Module) -> nn.Module:
-    """Return the module of transformers that has the blocks and takes what a batch has.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]  # a method of peft
-    base = getattr(inner, "base_model", None)
-    if not isinstance(base, nn.Module):
-        raise ModelError(f"{type(model).__name__} is no model of transformers", help=_HELP)
-    return base
-
-
 def _run_before(model: nn.Module, first: nn.Module) -> dict[str, partial[Tensor]]:
     """Return what has run when the first block is called, outermost modules only.
 
@@ -206,7 +194,8 @@ def _run_before(model: nn.Module, first: nn.Module) -> dict[str, partial[Tensor]
     hooks.append(first.register_forward_pre_hook(stop, with_kwargs=True))
     try:
         with torch.no_grad(), _without_dropout(model):
-            _base_of(model)(input_ids=torch.ones(1, 2, dtype=torch.long, device=device))
+            base = transformers_base(model, way_out=_HELP)
+            base(input_ids=torch.ones(1, 2, dtype=torch.long, device=device))
     except Left:
         return found
     finally:
