@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 
 from autotune.cli import make_app
 from autotune.core.errors import AutotuneError, UsageError
@@ -108,6 +108,8 @@ def _usage(error: CycloptsError) -> UsageError:
         help_text = "autotune run --budget 16GB   a card's size, or the memory you can spare\n"
         help_text += "autotune run --budget auto   what this device has free"
         return UsageError(message, where="--budget", help=help_text)
+    if isinstance(error, UnusedCliTokensError):
+        message = f"nothing takes {' '.join(map(repr, error.unused_tokens or ()))} here"
     return UsageError(message[:1].lower() + message[1:], help=help_text)
 
 

@@ -23,6 +23,7 @@ knobs:
 CATALOGUE: tuple[tuple[int, tuple[str, ...]], ...] = (
     (2, ("rnu",)),
     (2, ("front", "--wheer", "x")),
+    (2, ("export", NAME, "0", "--to", "hf")),
     (2, ("run",)),
     (2, ("run", "--budget", "16")),
     (2, ("run", "--budget", "lots")),
